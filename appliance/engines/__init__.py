@@ -1,0 +1,1 @@
+"""The engines that run models; imported only by workers, building and tools."""

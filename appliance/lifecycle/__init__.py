@@ -1,0 +1,1 @@
+"""Model versions from the folder on disk to READY and back."""

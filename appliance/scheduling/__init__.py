@@ -1,0 +1,1 @@
+"""The shell of `core.batcher`: waiters, one timer, workers."""

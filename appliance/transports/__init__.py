@@ -1,0 +1,1 @@
+"""The faces: HTTP and ZeroMQ."""

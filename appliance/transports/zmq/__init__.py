@@ -1,0 +1,1 @@
+"""AIP1 over ZeroMQ."""

@@ -1,0 +1,1 @@
+"""Worker processes: the front's side that starts, feeds and watches them, and the child's side."""
