@@ -6,9 +6,16 @@ types and wrong ranges, all at once, with file:line and the nearest known key.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -97,3 +104,49 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     repository: RepositoryConfig = RepositoryConfig()
     workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing wrong with a configuration: where, what, and what to do."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used, with everything that is wrong with it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def decode_toml(text: str, kind: type[StructT], *, file: str) -> StructT:
+    """The struct in a TOML text; ConfigError with every problem otherwise."""
+    try:
+        return msgspec.convert(tomllib.loads(text), kind)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError([Problem(file, 1, "", str(error))]) from error
+
+
+def load(path: Path | None, *, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in that file, or the defaults for None; ConfigError or OSError."""
+    if path is None:
+        return Config()
+    return decode_toml(path.read_text(), Config, file=path.name)
+
+
+def resolve_runtime_dir(config: Config) -> Path:
+    """Where sockets live: configured, or what systemd gives, or what the session gives, or a folder by uid in /tmp."""
+    if config.runtime_dir:
+        return Path(config.runtime_dir)
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if session := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(session) / "appliance"
+    return Path(tempfile.gettempdir()) / f"appliance-{os.getuid()}"

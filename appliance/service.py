@@ -6,9 +6,17 @@ Transports call this and nothing below it. It knows no HTTP status and no frame;
 
 from __future__ import annotations
 
+import time
+import uuid
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
+import msgspec
+import psutil
+
+from appliance import __version__
+from appliance.core.batcher import Entry
 from appliance.core.description import (
     IndexEntry,
     ModelDescription,
@@ -16,25 +24,22 @@ from appliance.core.description import (
     ServerDescription,
     WorkerDescription,
 )
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
+from appliance.core.states import ModelState, public_state
+from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.model_version import ModelVersion
+from appliance.observability.events import Event, EventBus, EventListener
+from appliance.scheduling.scheduler import Job
+
+__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Service", "Ticket"]
 
 Outcome: TypeAlias = InferenceResponse | ApplianceError
 Done: TypeAlias = Callable[[Outcome], None]
-EventListener: TypeAlias = Callable[["Event"], None]
 
 
 class Ticket(Protocol):
     """An admitted request, to be given back to `cancel`."""
-
-
-class Event(Protocol):
-    """Something that happened: `topic` like "model.state", `seq` without gaps, `data` JSON-ready, `time` ISO 8601 UTC."""
-
-    topic: str
-    seq: int
-    time: str
-    data: dict[str, Any]
 
 
 class InferenceService(Protocol):
@@ -89,3 +94,193 @@ class InferenceService(Protocol):
 
     def subscribe(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` for every event from now on; the result ends the subscription."""
+
+
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+"""Triton's names of the protocol extensions that work here."""
+
+DRAIN_RETRY_S = 2.0
+"""What a client is told to wait while we shut down: about what a restart takes."""
+
+RATE_WINDOW_S = 10
+
+
+class Service:
+    """The real one: admission by state, everything else by the manager and its versions."""
+
+    def __init__(self, manager: Manager, events: EventBus) -> None:
+        self.draining = False
+        self._manager = manager
+        self._events = events
+        self._boot_id = uuid.uuid4().hex
+        self._started = time.monotonic()
+        self._totals: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW_S + 1)
+
+    def submit(self, request: InferenceRequest, done: Done) -> Ticket:
+        """See `InferenceService.submit`."""
+        if self.draining:
+            raise unavailable("the appliance is shutting down; try again in a moment", retry_after_s=DRAIN_RETRY_S)
+        version = self._manager.resolve(request.model, request.version)
+        scheduler = version.scheduler
+        if scheduler is None:
+            raise version.not_ready()
+        return cast("Ticket", scheduler.submit(request, done, time.monotonic()))
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """See `InferenceService.cancel`."""
+        entry = cast("Entry", ticket)
+        job: Job = entry.payload
+        return job.scheduler.cancel(entry)
+
+    def describe_server(self) -> ServerDescription:
+        """See `InferenceService.describe_server`."""
+        return ServerDescription("appliance", __version__, EXTENSIONS, self._boot_id)
+
+    def live(self) -> bool:
+        """See `InferenceService.live`."""
+        return True
+
+    def ready(self) -> bool:
+        """See `InferenceService.ready`."""
+        return not self.draining and self._manager.ready
+
+    def model_ready(self, name: ModelName, version: Version = Version("")) -> bool:
+        """See `InferenceService.model_ready`."""
+        if not self._manager.known(name, version):
+            self._manager.resolve(name, version)  # raises NOT_FOUND, in its own words
+        try:
+            return self._manager.resolve(name, version).answering and not self.draining
+        except ApplianceError:
+            return False
+
+    def describe_model(self, name: ModelName, version: Version = Version("")) -> ModelDescription:
+        """See `InferenceService.describe_model`."""
+        return self._manager.resolve(name, version).describe(self._manager.versions(name))
+
+    def statistics(self, name: ModelName = ModelName(""), version: Version = Version("")) -> list[ModelStatistics]:
+        """See `InferenceService.statistics`."""
+        if name and not self._manager.known(name, version):
+            self._manager.resolve(name, version)  # raises NOT_FOUND, in its own words
+        found = []
+        for generation in self._served():
+            if name in ("", generation.name) and version in ("", generation.version):
+                generation.statistics.pending = generation.scheduler.pending if generation.scheduler is not None else 0
+                found.append(generation.statistics)
+        return found
+
+    def _served(self) -> list[ModelVersion]:
+        return [
+            generation
+            for generation in self._manager.generations()
+            if generation.state in (ModelState.READY, ModelState.DRAINING)
+        ]
+
+    def index(self, *, ready_only: bool = False) -> list[IndexEntry]:
+        """See `InferenceService.index`."""
+        return self._manager.index(ready_only=ready_only)
+
+    async def load(self, name: ModelName) -> None:
+        """See `InferenceService.load`."""
+        self._refuse_while_draining()
+        self._events.publish("operator.load", model=name)
+        await self._manager.load(name)
+
+    async def unload(self, name: ModelName) -> None:
+        """See `InferenceService.unload`."""
+        self._refuse_while_draining()
+        self._events.publish("operator.unload", model=name)
+        await self._manager.unload(name)
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise unavailable("the appliance is shutting down; nothing is loaded or unloaded any more")
+
+    def workers(self) -> list[WorkerDescription]:
+        """See `InferenceService.workers`."""
+        described = []
+        for generation in self._manager.generations():
+            for worker in generation.workers():
+                try:
+                    rss = psutil.Process(worker.pid).memory_info().rss
+                except psutil.Error:
+                    rss = 0  # it ended between the two lines
+                described.append(msgspec.structs.replace(worker, rss_bytes=rss))
+        return described
+
+    def tick(self, now: float) -> None:
+        """Once a second: remember the totals, for the request rate."""
+        self._totals.append((now, self._total()))
+
+    def _total(self) -> int:
+        return sum(
+            generation.statistics.success.count + generation.statistics.fail.count
+            for generation in self._manager.generations()
+        )
+
+    @property
+    def requests_per_s(self) -> float:
+        """Answered requests a second, over the last ten seconds."""
+        if len(self._totals) < 2:
+            return 0.0
+        (begun, first), (ended, last) = self._totals[0], self._totals[-1]
+        return max(0.0, (last - first) / (ended - begun)) if ended > begun else 0.0
+
+    def status_line(self) -> str:
+        """One line for humans: "3 models ready, 41 req/s"."""
+        ready = sum(generation.state is ModelState.READY for generation in self._manager.generations())
+        word = "draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"
+        return f"{word}, {self.requests_per_s:.0f} req/s"
+
+    def snapshot(self) -> dict[str, Any]:
+        """See `InferenceService.snapshot`."""
+        models = []
+        for generation in self._manager.generations():
+            statistics = generation.statistics
+            models.append(
+                {
+                    "name": generation.name,
+                    "version": generation.version,
+                    "state": public_state(generation.state),
+                    "detail": str(generation.state),
+                    "reason": generation.reason,
+                    "restarts": generation.restarts,
+                    "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
+                    "inference_count": statistics.inference_count,
+                    "execution_count": statistics.execution_count,
+                    "success": statistics.success.count,
+                    "fail": statistics.fail.count,
+                    "failures": dict(statistics.failures),
+                }
+            )
+        return {
+            "seq": self._events.seq,
+            "boot": self._boot_id,
+            "models": models,
+            "status": {
+                "name": "appliance",
+                "version": __version__,
+                "line": self.status_line(),
+                "ready": self.ready(),
+                "draining": self.draining,
+                "uptime_s": round(time.monotonic() - self._started, 1),
+                "requests_per_s": round(self.requests_per_s, 1),
+                "events": dict(self._events.counts),
+            },
+        }
+
+    def subscribe(self, listener: EventListener) -> Callable[[], None]:
+        """See `InferenceService.subscribe`."""
+        return self._events.subscribe(listener)
+
+
+def _conforms(service: Service) -> InferenceService:
+    """Held by the type checker: the real service is what transports expect."""
+    return service

@@ -50,22 +50,6 @@ def join_bytes(elements: list[bytes]) -> bytes:
     return b"".join([part for element in elements for part in (_U32.pack(len(element)), element)])
 
 
-def bytes_row_ends(data: Buffer, count: int, per_row: int) -> list[int]:
-    """Where each row of `per_row` elements ends in a BYTES tensor of `count` elements (byte offsets); for splitting batches."""
-    view = memoryview(data)
-    ends: list[int] = []
-    offset = 0
-    for index in range(count):
-        if len(view) - offset < 4:
-            raise invalid("BYTES data ends inside a length")
-        offset += 4 + _U32.unpack_from(view, offset)[0]
-        if (index + 1) % per_row == 0:
-            ends.append(offset)
-    if offset != len(view):
-        raise invalid("BYTES data is longer than its elements")
-    return ends
-
-
 def flatten(name: str, value: Any, shape: Shape) -> list[Any]:
     """JSON `data`, nested or flat, as a flat list of `element_count(shape)` scalars; INVALID_ARGUMENT otherwise."""
     if not isinstance(value, list):

@@ -1,0 +1,263 @@
+"""The composition root: the only place that chooses implementations. Start, signals, reload, drain, exit codes.
+
+`run` is the whole life of the front process. Nothing imports this but the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.config import Config, ConfigError, load, resolve_runtime_dir
+from appliance.host import systemd
+from appliance.observability import logs
+from appliance.workers.link import WorkerLink
+from appliance.workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from appliance.lifecycle.manager import Manager
+    from appliance.service import Service
+    from appliance.transports.http import HttpTransport
+    from appliance.transports.zmq import ZmqTransport
+
+log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_BUG = 70
+EXIT_DEVICE = 75
+EXIT_CONFIG = 78
+
+RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
+"""Top-level keys that a reload changes; the others need a restart, and a reload says so."""
+
+
+class Daemon:
+    """The running appliance."""
+
+    def __init__(self, config: Config, config_path: Path | None, supervisor: Supervisor, runtime_dir: Path) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._supervisor = supervisor
+        self._runtime_dir = runtime_dir
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._manager: Manager | None = None
+        self._service: Service | None = None
+        self._http: HttpTransport | None = None
+        self._zmq: ZmqTransport | None = None
+        self._tick: asyncio.Task[None] | None = None
+
+    async def serve(self) -> int:
+        """Start, serve until a signal, drain, stop; the exit code."""
+        begun = time.monotonic()
+        try:
+            await self._start(begun)
+        except OSError as error:
+            log.error("daemon.start_failed", extra={"fields": {"reason": str(error)}})
+            await self._close()
+            return EXIT_CONFIG if isinstance(error, FileNotFoundError | NotADirectoryError) else EXIT_DEVICE
+        try:
+            await self._stop.wait()
+        finally:
+            await self._drain()
+        return EXIT_OK
+
+    async def _start(self, begun: float) -> None:
+        from appliance.lifecycle.manager import Manager
+        from appliance.lifecycle.repository import Repository
+        from appliance.observability.events import EventBus
+        from appliance.service import Service
+
+        config = self._config
+        self._supervisor.watch()
+        self._install_signals()
+        events = EventBus()
+        self._manager = Manager(
+            Repository(Path(config.repository.path)),
+            self._supervisor,
+            events,
+            config=config.repository,
+            workers=config.workers,
+            drain_timeout_s=config.drain_timeout_s,
+        )
+        self._service = Service(self._manager, events)
+        names = self._manager.start()
+        if config.http.enabled:
+            from appliance.observability.metrics import Metrics
+            from appliance.transports.http import HttpTransport
+
+            self._http = HttpTransport(
+                self._service,
+                config.http,
+                unix_socket=_endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock")),
+                metrics=Metrics(self._service).render,
+            )
+            await self._http.start()
+        if config.zmq.enabled:
+            from appliance.transports.zmq import ZmqTransport
+
+            self._zmq = ZmqTransport(
+                self._service,
+                config.zmq,
+                ipc=_endpoint(config.zmq.ipc, f"ipc://{self._runtime_dir}/infer.ipc"),
+                tcp=_endpoint(config.zmq.tcp, ""),
+                events_ipc=_endpoint(config.zmq.events_ipc, f"ipc://{self._runtime_dir}/events.ipc"),
+                events_tcp=_endpoint(config.zmq.events_tcp, ""),
+            )
+            await self._zmq.start()
+        self._tick = asyncio.create_task(self._ticks(), name="tick")
+        log.info(
+            "daemon.listening",
+            extra={"fields": {"addresses": self.addresses, "models": list(names), "pid": os.getpid()}},
+        )
+        systemd.status(f"loading {len(names)} models")
+        while not self._settled() and not self._stop.is_set():
+            systemd.extend_timeout(30)
+            await asyncio.sleep(0.01)
+        systemd.ready(self._service.status_line())
+        log.info(
+            "daemon.ready",
+            extra={"fields": {"seconds": round(time.monotonic() - begun, 3), "status": self._service.status_line()}},
+        )
+        if sys.stderr.isatty():
+            self._greet()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where we listen."""
+        found: list[str] = []
+        if self._http is not None:
+            found += self._http.addresses
+        if self._zmq is not None:
+            found += self._zmq.endpoints
+        return found
+
+    def _settled(self) -> bool:
+        """Every model of the start has either come up or failed."""
+        assert self._manager is not None
+        return self._manager.settled
+
+    def _greet(self) -> None:
+        from appliance.host import banner
+
+        assert self._service is not None
+        entries = [(entry.name, entry.version, entry.state) for entry in self._service.index()]
+        print(banner.render(self.addresses, entries), file=sys.stderr)  # noqa: T201  a greeting for a person, no log
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop, "SIGTERM")
+        loop.add_signal_handler(signal.SIGINT, self._asked_to_stop, "SIGINT")
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def _asked_to_stop(self, name: str) -> None:
+        """The first time: drain. The second time: now."""
+        if self._stop.is_set():
+            self._hurry.set()
+        log.info("daemon.stopping", extra={"fields": {"signal": name, "hurry": self._hurry.is_set()}})
+        self._stop.set()
+
+    def reload(self) -> None:
+        """Read the configuration again; on any error keep the old one and say why."""
+        try:
+            config = load(self._config_path)
+            systemd.reloading()
+            assert self._manager is not None
+            self._manager.reconfigure(config.repository, config.drain_timeout_s)
+        except (ConfigError, OSError) as error:
+            log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
+            return
+        needs_restart = [
+            key
+            for key in config.__struct_fields__
+            if key not in RELOADABLE and getattr(config, key) != getattr(self._config, key)
+        ]
+        logs.configure(config.log)
+        log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
+        self._config = config
+        assert self._service is not None
+        systemd.ready(self._service.status_line())
+
+    async def _ticks(self) -> None:
+        """Once a second: the request rate, the status line, the watchdog."""
+        assert self._service is not None
+        last = ""
+        while True:
+            self._service.tick(time.monotonic())
+            systemd.watchdog()
+            line = self._service.status_line()
+            if line != last:
+                systemd.status(line)
+                last = line
+            await asyncio.sleep(1.0)
+
+    async def _drain(self) -> None:
+        """Refuse what is new, answer what was accepted, unload, close."""
+        begun = time.monotonic()
+        systemd.stopping()
+        if self._service is not None:
+            self._service.draining = True
+        if self._manager is not None:
+            closing = asyncio.create_task(self._manager.close(self._config.drain_timeout_s), name="drain")
+            hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
+            done, _ = await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if closing not in done:
+                closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+        await self._close()
+        log.info("daemon.stopped", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
+
+    async def _close(self) -> None:
+        """Close what was opened; works after half a start."""
+        if self._tick is not None:
+            self._tick.cancel()
+        if self._http is not None:
+            await self._http.drain()
+            await self._http.close()
+        if self._zmq is not None:
+            await self._zmq.drain(1.0)
+            await self._zmq.close()
+        self._supervisor.close()
+
+
+def _endpoint(configured: str, default: str) -> str | None:
+    """The endpoint to bind: the configured one, the default for an empty one, None for "none"."""
+    if configured == "none":
+        return None
+    return configured or default or None
+
+
+def run(config: Config, config_path: Path | None = None) -> int:
+    """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78)."""
+    logs.configure(config.log)
+    runtime_dir = resolve_runtime_dir(config)
+    supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
+    try:
+        runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        # the template imports its libraries while we import ours
+        supervisor.start()
+        import uvloop
+
+        async def main() -> int:
+            return await Daemon(config, config_path, supervisor, runtime_dir).serve()
+
+        return int(uvloop.run(main()))
+    except OSError as error:
+        log.error("daemon.failed", extra={"fields": {"reason": str(error)}})
+        return EXIT_CONFIG
+    except Exception:
+        log.exception("daemon.bug")
+        return EXIT_BUG
+    finally:
+        supervisor.close()
+
+
+def _worker_ended(link: WorkerLink, reason: str) -> None:
+    log.debug("worker.ended", extra={"fields": {"pid": link.pid, "reason": reason}})

@@ -1,0 +1,289 @@
+"""Reconciles what is loaded with what is aspired to: one task per model name, one action of the policy at a time.
+
+Sources set what is aspired (start, load, unload, a reread of the disk); `core.version_policy` says the next step; this carries it
+out and publishes. The data plane only asks `resolve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+
+from appliance.config import RepositoryConfig, WorkersConfig
+from appliance.core.description import IndexEntry
+from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
+from appliance.core.request import ModelName, Version
+from appliance.core.states import ModelState, public_state
+from appliance.core.version_policy import GenerationSnapshot, Load, Unload, aspired_versions, next_action
+from appliance.lifecycle.model_version import ModelVersion
+from appliance.lifecycle.repository import ModelFolder, Repository
+from appliance.observability.events import EventBus
+from appliance.workers.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class Model:
+    """All generations of one name, and which of them are aspired to."""
+
+    def __init__(self, name: ModelName) -> None:
+        self.name = name
+        self.folder: ModelFolder | None = None
+        self.generations: dict[str, ModelVersion] = {}
+        self.aspired: frozenset[str] = frozenset()
+        self.ready: dict[Version, ModelVersion] = {}
+        self.newest: ModelVersion | None = None
+        self.changed = asyncio.Event()
+        self.lock = asyncio.Lock()
+
+    def refresh(self) -> None:
+        """What answers now, by version; of two generations of one version the aspired one."""
+        ready: dict[Version, ModelVersion] = {}
+        for key, generation in self.generations.items():
+            if generation.state is ModelState.READY and (generation.version not in ready or key in self.aspired):
+                ready[generation.version] = generation
+        self.ready = ready
+        self.newest = max(ready.values(), key=lambda generation: generation.number, default=None)
+        self.changed.set()
+
+
+class Manager:
+    """The models. `start` loads what the configuration says, in the background; `close` drains and unloads all."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        supervisor: Supervisor,
+        events: EventBus,
+        *,
+        config: RepositoryConfig,
+        workers: WorkersConfig,
+        drain_timeout_s: float,
+    ) -> None:
+        self._repository = repository
+        self._supervisor = supervisor
+        self._events = events
+        self._config = config
+        self._workers = workers
+        self._drain_timeout_s = drain_timeout_s
+        self._models: dict[ModelName, Model] = {}
+        self._loads = asyncio.Semaphore(config.parallel_loads)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._required: frozenset[ModelName] = frozenset()
+
+    @property
+    def models(self) -> dict[ModelName, Model]:
+        """Every model that was ever asked for or seen on disk."""
+        return self._models
+
+    def start(self) -> list[ModelName]:
+        """Aspire to what the configuration lists (or to all there is), and begin; the names begun."""
+        folders = self._repository.scan()
+        for name, folder in folders.items():
+            self._model(name).folder = folder
+        names = list(folders) if self._config.load == "all" else [ModelName(name) for name in self._config.models]
+        for name in names:
+            model = self._model(name)
+            if name not in folders:
+                log.error("model.missing", extra={"fields": {"model": name}})
+            self._aspire(model, folders.get(name))
+            self._own(self._reconcile(model), f"reconcile-{name}")
+        self._required = frozenset(ModelName(name) for name in self._config.required) or frozenset(names)
+        return names
+
+    def reconfigure(self, config: RepositoryConfig, drain_timeout_s: float) -> None:
+        """A reload: look at the disk again, load what is new or changed, unload what is gone from disk or list."""
+        self._config = config
+        self._drain_timeout_s = drain_timeout_s
+        folders = self._repository.scan()
+        names = set(folders) if config.load == "all" else {ModelName(name) for name in config.models}
+        for name in names | {name for name, model in self._models.items() if model.aspired}:
+            model = self._model(name)
+            self._aspire(model, folders.get(name) if name in names else None)
+            self._own(self._reconcile(model), f"reconcile-{name}")
+        for name, folder in folders.items():
+            self._model(name).folder = folder
+        self._required = frozenset(ModelName(name) for name in config.required) or frozenset(names)
+
+    def _model(self, name: ModelName) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = Model(name)
+        return model
+
+    def _aspire(self, model: Model, folder: ModelFolder | None) -> None:
+        """Set the aspired generations from a folder (None: nothing), making records for new ones."""
+        if folder is None or folder.problem:
+            if folder is not None:
+                model.folder = folder
+            # what serves goes on serving when its folder was broken; a folder that is gone means: unload
+            if folder is None:
+                model.aspired = frozenset()
+            model.refresh()
+            return
+        model.folder = folder
+        aspired = set()
+        for number in aspired_versions(folder.versions, folder.manifest.versions):
+            made = ModelVersion(
+                folder,
+                folder.versions[number],
+                supervisor=self._supervisor,
+                events=self._events,
+                workers=self._workers,
+                on_change=model.refresh,
+            )
+            known = model.generations.get(made.generation)
+            if known is None or known.state in (ModelState.FAILED, ModelState.UNLOADED):
+                model.generations[made.generation] = made
+            aspired.add(made.generation)
+        model.aspired = frozenset(aspired)
+        model.refresh()
+
+    async def _reconcile(self, model: Model) -> None:
+        """Take the policy's steps until facts and aspirations agree."""
+        async with model.lock:
+            while True:
+                action = next_action(
+                    [
+                        GenerationSnapshot(key, generation.state, key in model.aspired)
+                        for key, generation in model.generations.items()
+                    ]
+                )
+                match action:
+                    case None:
+                        break
+                    case Load(generation):
+                        async with self._loads:
+                            await model.generations[generation].start()
+                    case Unload(generation):
+                        await model.generations[generation].stop(self._drain_timeout_s)
+                        if generation not in model.aspired:
+                            del model.generations[generation]
+                model.refresh()
+
+    async def load(self, name: ModelName) -> None:
+        """Read the folder anew and bring it up; returns when it is READY. See `InferenceService.load` for the errors."""
+        folder = self._repository.read(name)
+        if folder is None:
+            raise not_found(f"failed to load '{name}': there is no model folder of that name")
+        if folder.problem:
+            raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {folder.problem}")
+        model = self._model(name)
+        self._aspire(model, folder)
+        await self._reconcile(model)
+        if not model.aspired:
+            reason = "; ".join(folder.broken.values()) or "no version on disk is one of those the version policy names"
+            raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {reason}")
+        failed = [
+            generation
+            for key, generation in model.generations.items()
+            if key in model.aspired and generation.state is ModelState.FAILED
+        ]
+        if failed:
+            raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {failed[0].reason}")
+
+    async def unload(self, name: ModelName) -> None:
+        """Drain and unload every version; returns when they are gone. NOT_FOUND for a name never seen."""
+        model = self._models.get(name)
+        if model is None or (not model.generations and model.folder is None):
+            raise not_found(f"Request for unknown model: '{name}' is not found")
+        model.aspired = frozenset()
+        model.refresh()
+        await self._reconcile(model)
+
+    def resolve(self, name: ModelName, version: Version) -> ModelVersion:
+        """The generation that answers for this name and version ("" for the newest); NOT_FOUND or UNAVAILABLE."""
+        model = self._models.get(name)
+        if model is not None:
+            found = model.ready.get(version) if version else model.newest
+            if found is not None:
+                return found
+        return self._unresolved(model, name, version)
+
+    def _unresolved(self, model: Model | None, name: ModelName, version: Version) -> ModelVersion:
+        if model is None or (not model.generations and model.folder is None):
+            raise not_found(f"Request for unknown model: '{name}' is not found")
+        candidates = [generation for generation in model.generations.values() if version in ("", generation.version)]
+        if candidates:
+            raise candidates[-1].not_ready()
+        folder = model.folder
+        if version and (
+            folder is None or not version.isdecimal() or int(version) not in {*folder.versions, *folder.broken}
+        ):
+            raise not_found(f"Request for unknown model: '{name}' version {version} is not found")
+        reason = folder.problem if folder is not None and folder.problem else "it is not loaded"
+        raise unavailable(f"model '{name}' is not at ready state: {reason}")
+
+    def known(self, name: ModelName, version: Version) -> bool:
+        """Whether that name, and that version of it, exists here in any state."""
+        try:
+            self.resolve(name, version)
+        except ApplianceError as error:
+            return error.code is not ErrorCode.NOT_FOUND
+        return True
+
+    def versions(self, name: ModelName) -> tuple[Version, ...]:
+        """The versions that answer now, ascending."""
+        return tuple(sorted(self._models[name].ready, key=int))
+
+    @property
+    def ready(self) -> bool:
+        """Every required model answers."""
+        for name in self._required:
+            model = self._models.get(name)
+            if model is None or not any(generation.answering for generation in model.ready.values()):
+                return False
+        return True
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is being loaded or unloaded."""
+        return not self._tasks
+
+    def generations(self) -> Iterable[ModelVersion]:
+        """Every generation there is a record of."""
+        for model in self._models.values():
+            yield from model.generations.values()
+
+    def index(self, *, ready_only: bool) -> list[IndexEntry]:
+        """Triton's repository index: loaded and failed versions, broken folders, and those nobody asked for."""
+        entries = []
+        for name, model in sorted(self._models.items()):
+            shown = {generation.version: generation for generation in model.generations.values()}
+            for generation in model.ready.values():
+                shown[generation.version] = generation
+            for version, generation in sorted(shown.items(), key=lambda item: int(item[0])):
+                entries.append(IndexEntry(name, version, public_state(generation.state), generation.reason))
+            folder = model.folder
+            if folder is None:
+                continue
+            entries.extend(
+                IndexEntry(name, str(number), "UNAVAILABLE", reason)
+                for number, reason in sorted(folder.broken.items())
+                if str(number) not in shown
+            )
+            if folder.problem and not shown:
+                entries.append(IndexEntry(name, "", "UNAVAILABLE", folder.problem))
+            elif not shown and not folder.broken:
+                entries.append(IndexEntry(name, "", "UNAVAILABLE", "unloaded"))
+        return [entry for entry in entries if entry.state == "READY" or not ready_only]
+
+    def _own(self, coroutine: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("manager.task_failed", exc_info=task.exception(), extra={"fields": {"task": task.get_name()}})
+
+    async def close(self, drain_timeout_s: float) -> None:
+        """Stop loading, drain every version at once, unload all."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(generation.stop(drain_timeout_s) for generation in self.generations()))
+        for model in self._models.values():
+            model.refresh()

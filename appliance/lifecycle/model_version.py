@@ -1,0 +1,296 @@
+"""One generation of one model version: its state, its workers, its scheduler, and the steps from NEW to UNLOADED.
+
+It replaces lost workers within its restart budget and gives up, with its reason, beyond that. What should be loaded is not
+decided here: `manager` does that, by `core.version_policy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+
+from appliance.config import WorkersConfig
+from appliance.core.description import ModelDescription, ModelStatistics, WorkerDescription
+from appliance.core.errors import ApplianceError, ErrorCode, unavailable
+from appliance.core.manifest import ModelManifest
+from appliance.core.request import ModelName, Version
+from appliance.core.retry import RestartBudget
+from appliance.core.states import ModelState, model_transition
+from appliance.engines.base import EngineOptions, EngineTraits
+from appliance.lifecycle.repository import ModelFolder, VersionFolder
+from appliance.observability.events import EventBus
+from appliance.scheduling.scheduler import Scheduler, paying_sizes
+from appliance.workers.link import Instance
+from appliance.workers.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class ModelVersion:
+    """One generation. `state` changes only in `_to`, which publishes it."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        version: VersionFolder,
+        *,
+        supervisor: Supervisor,
+        events: EventBus,
+        workers: WorkersConfig,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name: ModelName = folder.name
+        self.version = Version(str(version.version))
+        self.number = version.version
+        self.fingerprint = version.fingerprint
+        self.manifest: ModelManifest = folder.manifest
+        self.labels = folder.labels
+        self.state = ModelState.NEW
+        self.reason = ""
+        self.restarts = 0
+        self.scheduler: Scheduler | None = None
+        self.statistics = ModelStatistics(self.name, self.version)
+        self._folder = version
+        self._supervisor = supervisor
+        self._events = events
+        self._on_change = on_change
+        self._budget = RestartBudget(
+            limit=workers.crash_limit,
+            window_s=workers.crash_window_s,
+            backoff_initial_s=workers.backoff_initial_s,
+            backoff_max_s=workers.backoff_max_s,
+        )
+        self._traits: EngineTraits | None = None
+        self._paying: tuple[int, ...] = ()
+        self._idle = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def generation(self) -> str:
+        """This version as it was on disk when it was seen."""
+        return f"{self.version}@{self.fingerprint[:16]}"
+
+    @property
+    def answering(self) -> bool:
+        """READY, and at least one worker lives."""
+        return self.state is ModelState.READY and self.scheduler is not None and bool(self.scheduler.instances)
+
+    def _to(self, state: ModelState, reason: str = "") -> None:
+        self.state = model_transition(self.state, state)
+        self.reason = reason
+        level = logging.ERROR if state is ModelState.FAILED else logging.INFO
+        fields = {"model": self.name, "version": self.version, "state": str(state)}
+        if reason:
+            fields["reason"] = reason
+        log.log(level, "model.state", extra={"fields": fields})
+        self._events.publish("model.state", **fields)
+        self._on_change()
+
+    async def start(self) -> None:
+        """From NEW to READY, or to FAILED with the reason. Never raises for what is wrong with the model."""
+        self._to(ModelState.APPROVED)
+        self._to(ModelState.LOADING)
+        begun = time.monotonic()
+        opened: list[Instance] = []
+        try:
+            for number in range(self.manifest.worker.instances):
+                opened.append(await self._open(number))  # noqa: PERF401  a comprehension would lose those opened before an error
+        except ApplianceError as error:
+            for instance in opened:
+                self._supervisor.close_instance(instance)
+            self._to(ModelState.FAILED, error.message)
+            return
+        self._to(ModelState.WARMING)
+        layout = opened[0].layout
+        assert layout is not None
+        self._traits = opened[0].traits
+        self._paying = paying_sizes(opened[0].batch_s)
+        self.scheduler = Scheduler(
+            layout,
+            self.manifest,
+            self.statistics,
+            self.labels,
+            on_instance_lost=self._instance_lost,
+            on_idle=self._idle.set,
+        )
+        for instance in opened:
+            self.scheduler.add_instance(instance)
+            if instance.link.lost:
+                self.scheduler.worker_lost(instance, "its worker ended while it was loaded")
+        self._to(ModelState.READY)
+        log.info(
+            "model.ready",
+            extra={
+                "fields": {
+                    "model": self.name,
+                    "version": self.version,
+                    "seconds": round(time.monotonic() - begun, 3),
+                    "batch_sizes": list(paying_sizes(opened[0].batch_s)),
+                    "unbatched": opened[0].traits.unbatched_reason,
+                }
+            },
+        )
+
+    async def _open(self, number: int) -> Instance:
+        cores = len(os.sched_getaffinity(0))
+        options = EngineOptions(
+            engine=self._folder.engine,
+            model_file=self._folder.model_file,
+            device=self.manifest.device,
+            max_batch_size=self.manifest.batching.max_batch_size,
+            cores=max(1, cores // self.manifest.worker.instances),
+            onnxruntime=self.manifest.onnxruntime,
+            parameters=self.manifest.parameters,
+        )
+        instance = await self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker)
+        instance.number = number
+        return instance
+
+    def _instance_lost(self, instance: Instance, reason: str) -> None:
+        """A worker is gone: replace it after a pause, or quarantine the version when that happens too often."""
+        fields = {"model": self.name, "version": self.version, "pid": instance.link.pid, "reason": reason}
+        log.error("worker.lost", extra={"fields": fields})
+        self._events.publish("worker.lost", **fields)
+        if self.state is not ModelState.READY:
+            return
+        delay_s = self._budget.next_delay(time.monotonic())
+        if delay_s is None:
+            self._quarantine(reason)
+            return
+        self._own(self._replace(instance.number, delay_s), f"replace-{self.name}")
+        self._on_change()
+
+    async def _replace(self, number: int, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        while self.state is ModelState.READY:
+            try:
+                instance = await self._open(number)
+            except ApplianceError as error:
+                next_s = self._budget.next_delay(time.monotonic())
+                if next_s is None:
+                    self._quarantine(error.message)
+                    return
+                await asyncio.sleep(next_s)
+                continue
+            if self.state is not ModelState.READY or self.scheduler is None:
+                self._supervisor.close_instance(instance)
+                return
+            self.restarts += 1
+            self.scheduler.add_instance(instance)
+            fields = {"model": self.name, "version": self.version, "pid": instance.link.pid, "restarts": self.restarts}
+            log.info("worker.replaced", extra={"fields": fields})
+            self._events.publish("worker.replaced", **fields)
+            self._on_change()
+            return
+
+    def _quarantine(self, reason: str) -> None:
+        if self.state is not ModelState.READY:
+            return
+        text = (
+            f"quarantined after {self._budget.limit} deaths of its worker within {self._budget.window_s:g} s: {reason}"
+        )
+        self._to(ModelState.FAILED, text)
+        if self.scheduler is not None:
+            self.scheduler.fail_all(unavailable(f"model {self.name!r} is {text}"))
+            self._close_instances()
+
+    def _own(self, coroutine: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Drain and unload. Waiters that outlast the timeout get UNAVAILABLE. From any state; afterwards UNLOADED."""
+        if self.state is ModelState.READY:
+            self._to(ModelState.DRAINING)
+            await self._drain(drain_timeout_s)
+        if self.state not in (ModelState.NEW, ModelState.FAILED, ModelState.UNLOADED):
+            self._to(ModelState.UNLOADING)
+        for task in list(self._tasks):
+            task.cancel()
+        if self.scheduler is not None:
+            self.scheduler.fail_all(unavailable(f"model {self.name!r} was unloaded"))
+            self.scheduler.close()
+            self._close_instances()
+            self.scheduler = None
+        if self.state is not ModelState.UNLOADED:
+            self._to(ModelState.UNLOADED, self.reason)
+
+    async def _drain(self, timeout_s: float) -> None:
+        assert self.scheduler is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.scheduler.idle:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning(
+                "model.drain_timeout",
+                extra={"fields": {"model": self.name, "version": self.version, "pending": self.scheduler.pending}},
+            )
+
+    def _close_instances(self) -> None:
+        if self.scheduler is None:
+            return
+        for instance in list(self.scheduler.instances.values()):
+            self._supervisor.close_instance(instance)
+        self.scheduler.instances.clear()
+
+    def describe(self, versions: tuple[Version, ...]) -> ModelDescription:
+        """This version as clients see it; UNAVAILABLE with the reason unless it is READY."""
+        traits = self._traits
+        if self.state is not ModelState.READY or self.scheduler is None or traits is None:
+            raise self.not_ready()
+        layout = self.scheduler.layout
+        return ModelDescription(
+            name=self.name,
+            version=self.version,
+            versions=versions,
+            platform=traits.platform,
+            backend=traits.backend,
+            inputs=layout.inputs,
+            outputs=layout.outputs,
+            max_batch_size=layout.max_rows if layout.batched else 0,
+            max_queue_delay_us=int(self.manifest.batching.max_queue_delay_ms * 1000),
+            instances=self.manifest.worker.instances,
+            device=self.manifest.device,
+            provider=traits.provider,
+            labels=self.labels,
+            description=self.manifest.description,
+            unbatched_reason=traits.unbatched_reason,
+            paying_batch_sizes=self._paying,
+            parameters=self.manifest.parameters,
+        )
+
+    def not_ready(self) -> ApplianceError:
+        """Why it does not answer now."""
+        reason = f" ({self.reason})" if self.reason else ""
+        return ApplianceError(
+            ErrorCode.UNAVAILABLE,
+            f"model {self.name!r} version {self.version} is not at ready state: {self.state}{reason}",
+            retry_after_s=1.0,
+        )
+
+    def workers(self) -> list[WorkerDescription]:
+        """Its worker processes, for `ps`."""
+        if self.scheduler is None:
+            return []
+        return [
+            WorkerDescription(
+                model=self.name,
+                version=self.version,
+                instance=instance.number,
+                pid=instance.link.pid,
+                state="BUSY" if instance.in_flight else "IDLE",
+                provider=instance.traits.provider,
+                restarts=self.restarts,
+                rss_bytes=0,
+                batches=instance.batches,
+                batch_size_cap=self.scheduler.coalesce_rows,
+                batch_ms={str(rows): round(seconds * 1000, 3) for rows, seconds in instance.batch_s.items()},
+            )
+            for instance in self.scheduler.instances.values()
+        ]
