@@ -97,6 +97,39 @@ class _LoopLink:
                 future.set_result(None)
 
 
+class _Subscription:
+    """A SUB socket watched by the running loop."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self._socket = context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.subscribe(b"")
+        self._socket.connect(endpoint)
+        self._arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(self._socket.getsockopt(zmq.FD))
+        self._loop.add_reader(self._fd, self._arrived.set)
+
+    async def next(self) -> WireEvent:
+        """The next event; INVALID_ARGUMENT once closed."""
+        while not self._socket.closed:
+            self._arrived.clear()
+            try:
+                return decode_event(self._socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                await self._arrived.wait()
+            except ApplianceError:
+                continue
+        raise invalid("this client is closed")
+
+    def close(self) -> None:
+        """Let go of the loop and the socket; may be called twice."""
+        if not self._socket.closed:
+            self._loop.remove_reader(self._fd)
+            self._socket.close()
+            self._arrived.set()
+
+
 class AsyncClient:
     """As `Client`, for asyncio: any number of calls at once, from the one loop on which it was first used."""
 
@@ -111,6 +144,7 @@ class AsyncClient:
         self._preferred = 0
         self._ids = itertools.count(1)
         self._descriptions = Descriptions()
+        self._subscriptions: list[_Subscription] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,10 +155,12 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """End all connections; calls still waiting end with UNAVAILABLE. May be called twice."""
+        """End all connections; calls and `events` that wait end with INVALID_ARGUMENT. May be called twice."""
         context, self._context = self._context, None
         if context is None:
             return
+        for subscription in self._subscriptions:
+            subscription.close()
         for link in self._links:
             link.close()
         self._links = []
@@ -210,18 +246,13 @@ class AsyncClient:
         hello = await self.hello()
         if self._context is None:
             raise invalid("this client is closed")
-        subscriber = self._context.socket(zmq.SUB)
-        arrived = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        fd = int(subscriber.getsockopt(zmq.FD))
-        loop.add_reader(fd, arrived.set)
+        endpoint = events_endpoint(self._addresses[self._preferred], hello.get("events", ()))
+        subscription = _Subscription(self._context, endpoint)
+        self._subscriptions.append(subscription)
         try:
-            subscriber.setsockopt(zmq.LINGER, 0)
-            subscriber.subscribe(b"")
-            subscriber.connect(events_endpoint(self._addresses[self._preferred], hello.get("events", ())))
             yield follower.caught_up(await self.snapshot())
             while True:
-                event = await _next_event(subscriber, arrived)
+                event = await subscription.next()
                 seen = follower.take(event)
                 if follower.behind:
                     yield follower.caught_up(await self.snapshot())
@@ -229,8 +260,8 @@ class AsyncClient:
                 if seen:
                     yield event
         finally:
-            loop.remove_reader(fd)
-            subscriber.close()
+            self._subscriptions.remove(subscription)
+            subscription.close()
 
     def _open(self) -> None:
         if self._context is None:
@@ -318,14 +349,3 @@ class AsyncClient:
             self._open()
             attempts.lost(index)
         return reply
-
-
-async def _next_event(subscriber: zmq.Socket[bytes], arrived: asyncio.Event) -> WireEvent:
-    while True:
-        arrived.clear()
-        try:
-            return decode_event(subscriber.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
-            await arrived.wait()
-        except ApplianceError:
-            continue

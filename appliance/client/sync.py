@@ -39,6 +39,7 @@ class Client:
         self._preferred = 0
         self._ids = itertools.count(1)
         self._descriptions = Descriptions()
+        self._subscribers: list[zmq.Socket[bytes]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +50,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End all connections. May be called twice."""
+        """End all connections, those of `events` too. May be called twice."""
+        for subscriber in self._subscribers:
+            subscriber.close()
         for link in self._links:
             link.close()
         self._links = []
@@ -137,6 +140,7 @@ class Client:
         follower = Follower(topics)
         hello = self.hello()
         subscriber = self._context.socket(zmq.SUB)
+        self._subscribers.append(subscriber)
         try:
             subscriber.setsockopt(zmq.LINGER, 0)
             subscriber.subscribe(b"")
@@ -153,6 +157,7 @@ class Client:
                     yield event
                     until = None if timeout_s is None else time.monotonic() + timeout_s
         finally:
+            self._subscribers.remove(subscriber)
             subscriber.close()
 
     def _call(
@@ -237,6 +242,8 @@ def _milliseconds(until: float) -> int:
 
 def _next_event(subscriber: zmq.Socket[bytes], until: float | None) -> WireEvent:
     while True:
+        if subscriber.closed:
+            raise invalid("this client is closed")
         if not subscriber.poll(None if until is None else _milliseconds(until)):
             raise ApplianceError(ErrorCode.DEADLINE_EXCEEDED, "no event came in time")
         try:

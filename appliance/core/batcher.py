@@ -312,13 +312,17 @@ class Batcher:
         """Back into the queue, to be run alone, ahead of others of its priority."""
         entry.alone = True
         self._push(entry)
-        if entry.stream:
-            newer = self._streams.get(entry.stream)
-            if newer is None:
-                self._streams[entry.stream] = entry
-            else:
-                self._leave_queue(entry, RequestState.SUPERSEDED)
-                self._actions.append(Supersede(entry, newer))
+        if not entry.stream:
+            return
+        other = self._streams.get(entry.stream)
+        if other is None:
+            self._streams[entry.stream] = entry
+            return
+        # both may come from the same lost worker, in any order: the newer one stays
+        older, newer = (entry, other) if entry.seq < other.seq else (other, entry)
+        self._streams[entry.stream] = newer
+        self._leave_queue(older, RequestState.SUPERSEDED)
+        self._actions.append(Supersede(older, newer))
 
     def worker_lost(self, worker: int, now: float) -> None:
         """The worker is gone. What it had runs once more, alone, elsewhere, if it may; otherwise it fails or expires."""
@@ -379,17 +383,17 @@ class Batcher:
         worker = self._freest()
         if worker is None:
             return None
-        head = self._head()
-        if head is None:
-            return None
         busy = bool(self._workers[worker])
-        rows = min(self._queued_rows[head.shape_key], self._rows)
-        if not head.alone:
-            if busy and rows < self._stage_rows:
-                return None
-            if not busy and self._waits(head, rows, now):
-                return None
-        return self._gather(worker, head, now)
+        for head in self._heads():
+            if head.alone:
+                return self._gather(worker, head, now)
+            rows = min(self._queued_rows[head.shape_key], self._rows)
+            if busy:
+                # what is staged must be worth it, and be the head: others get their turn when the worker is free
+                return self._gather(worker, head, now) if rows >= self._stage_rows else None
+            if not self._waits(head, rows, now):
+                return self._gather(worker, head, now)
+        return None
 
     def _freest(self) -> int | None:
         """The worker with the fewest batches, of equals the one that waits longest (dicts keep order; see `_gather`)."""
@@ -400,22 +404,24 @@ class Batcher:
                 best, fewest = worker, len(batches)
         return best
 
-    def _head(self) -> Entry | None:
-        """The first entry in the order, of any shape."""
-        best: _Item | None = None
+    def _heads(self) -> list[Entry]:
+        """The first entry of each shape, in the order."""
+        heads: list[_Item] = []
         empty: list[Hashable] = []
         for key, heap in self._heaps.items():
             while heap and heap[0][4].state is not QUEUED:
                 heapq.heappop(heap)
                 self._dead -= 1
-            if not heap:
+            if heap:
+                heads.append(heap[0])
+            else:
                 empty.append(key)
-            elif best is None or heap[0] < best:
-                best = heap[0]
-        if len(empty) > COMPACT_AT or (empty and len(self._heaps) > COMPACT_AT):
+        if len(self._heaps) > COMPACT_AT:
             for key in empty:
                 del self._heaps[key], self._queued_rows[key]
-        return None if best is None else best[4]
+        if len(heads) > 1:
+            heads.sort()
+        return [item[4] for item in heads]
 
     def _waits(self, head: Entry, rows: int, now: float) -> bool:
         """Whether an idle worker should wait for company; remembers until when."""

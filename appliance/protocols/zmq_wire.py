@@ -6,6 +6,7 @@ another exception. `docs/wire-protocol.md` is the text of this protocol, `tests/
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from appliance.core.request import (
     Timing,
     Version,
 )
-from appliance.core.tensor import Buffer, DataType, Tensor, TensorSpec, datatype_of
+from appliance.core.tensor import DATATYPES, MAX_RANK, Buffer, DataType, Tensor, TensorSpec, datatype_of
 from appliance.protocols.tensors import checked
 
 PROTOCOL = b"AIP1"
@@ -258,18 +259,19 @@ def to_inference(header: RequestHeader, frames: Sequence[Buffer]) -> InferenceRe
     if "classification" in parameters:
         parameters = dict(parameters)
         everything = _classification(parameters.pop("classification"))
+    # by position: with eleven keywords the constructor takes as long as the JSON decoder
     return InferenceRequest(
-        model=ModelName(header.model),
-        inputs=_tensors(header.inputs, frames),
-        version=Version(header.version),
-        id=RequestId(header.id),
-        outputs=_requested(header.outputs, everything),
-        priority=header.priority,
-        timeout_s=header.ttl_ms / 1000 if header.ttl_ms else None,
-        stream=header.stream,
-        idempotent=header.idem,
-        classification=0 if header.outputs else everything,
-        parameters=parameters,
+        ModelName(header.model),
+        _tensors(header.inputs, frames),
+        Version(header.version),
+        RequestId(header.id),
+        _requested(header.outputs, everything) if header.outputs else (),
+        header.priority,
+        header.ttl_ms / 1000 if header.ttl_ms else None,
+        header.stream,
+        header.idem,
+        0 if header.outputs else everything,
+        parameters,
     )
 
 
@@ -278,6 +280,8 @@ def _tensors(headers: Sequence[TensorHeader], frames: Sequence[Buffer]) -> tuple
         raise invalid(
             f"the header names {len(headers)} tensors, {len(frames)} tensor frames came; each has its own frame"
         )
+    if len(headers) == 1 and not headers[0].frame:
+        return (_tensor(headers[0], frames[0]),)
     used: set[int] = set()
     tensors = []
     for index, header in enumerate(headers):
@@ -285,10 +289,19 @@ def _tensors(headers: Sequence[TensorHeader], frames: Sequence[Buffer]) -> tuple
         if frame >= len(frames) or frame in used:
             raise invalid(f"tensor {header.name!r}: frame {frame} is not there or belongs to another tensor")
         used.add(frame)
-        tensors.append(checked(header.name, datatype_of(header.datatype), header.shape, frames[frame]))
-    if len(tensors) > 1 and len({tensor.name for tensor in tensors}) != len(tensors):
+        tensors.append(_tensor(header, frames[frame]))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
         raise invalid("a tensor name appears twice")
     return tuple(tensors)
+
+
+def _tensor(header: TensorHeader, data: Buffer) -> Tensor:
+    datatype = DATATYPES.get(header.datatype)
+    shape = header.shape
+    # what nearly always comes, in one expression; sizes are 0 or more by the header's type
+    if datatype is not None and len(shape) <= MAX_RANK and 0 < math.prod(shape) * datatype.itemsize == len(data):
+        return Tensor(header.name, datatype, shape, data)
+    return checked(header.name, datatype_of(header.datatype), shape, data)
 
 
 def _requested(headers: Sequence[OutputHeader], everything: int) -> tuple[RequestedOutput, ...]:

@@ -88,6 +88,7 @@ class RouterChannel:
         self._outboxes: dict[bytes, _Outbox] = {}
         self._waiting_bytes = 0
         self._armed = False
+        self._unfinished = False
         self._retry: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
@@ -134,8 +135,12 @@ class RouterChannel:
 
     def _look_again(self) -> None:
         self._armed = False
-        if self._loop is not None and int(self._socket.getsockopt(_EVENTS)) & _POLLIN:
+        if self._loop is None:
+            return
+        if int(self._socket.getsockopt(_EVENTS)) & _POLLIN:
             self._drain()
+        elif self._unfinished:
+            self._flush()
 
     def _drain(self) -> None:
         for _ in range(BURST_MESSAGES):
@@ -145,7 +150,7 @@ class RouterChannel:
             except Exception:
                 # one message must not stop the socket; what failed is a fault of ours, and it is in the log
                 self._counters.handler_faults += 1
-                log.exception("zmq_message_failed")
+                log.exception("zmq.message_failed")
         else:
             self._rearm()
         if self._outboxes:
@@ -243,8 +248,13 @@ class RouterChannel:
         now = self._loop.time()
         if now >= box.warn_at:
             box.warn_at = now + WARN_INTERVAL_S
-            log.warning("zmq_reply_dropped reason=peer_does_not_read dropped=%d outbox_bytes=%d", count, box.nbytes)
-            self._report("zmq.reply_dropped", {"reason": "peer does not read", "dropped": count})
+            fields = {
+                "reason": "peer does not read",
+                "dropped": count,
+                "dropped_in_all": self._counters.replies_dropped,
+            }
+            log.warning("zmq.reply_dropped", extra={"fields": fields})
+            self._report("zmq.reply_dropped", fields)
 
     def _arm_retry(self) -> None:
         if self._retry is None and self._outboxes and self._loop is not None:
@@ -256,6 +266,7 @@ class RouterChannel:
 
     def _flush(self) -> None:
         """Send what fits. Not more than a burst for each peer: the others are waiting for the loop."""
+        self._unfinished = False
         for routing_id, box in list(self._outboxes.items()):
             for _ in range(BURST_MESSAGES):
                 if self._try_send(box.messages[0][0]) != _SENT:
@@ -264,5 +275,7 @@ class RouterChannel:
                 if not box.messages:
                     del self._outboxes[routing_id]
                     break
+            else:
+                self._unfinished = True
         self._rearm()
         self._arm_retry()

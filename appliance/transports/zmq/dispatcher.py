@@ -121,7 +121,7 @@ class Dispatcher:
         except ApplianceError as error:
             self._reply(message.envelope, wire.encode_error(error, header.id, self._boot))
         except Exception:
-            log.exception("zmq_operation_failed op=%s", header.op[:32])
+            log.exception("zmq.operation_failed", extra={"fields": {"op": header.op[:32], "id": header.id}})
             self._counters.handler_faults += 1
             self._reply(message.envelope, wire.encode_error(_our_fault(), header.id, self._boot))
 
@@ -130,12 +130,9 @@ class Dispatcher:
         now = time.monotonic()
         if now >= self._warn_at:
             self._warn_at = now + WARN_INTERVAL_S
-            log.warning(
-                "zmq_message_refused code=%s refused=%d reason=%r",
-                error.code,
-                self._counters.messages_malformed,
-                error.message,
-            )
+            refused = self._counters.messages_malformed
+            fields = {"code": error.code, "reason": error.message, "refused_in_all": refused}
+            log.warning("zmq.message_refused", extra={"fields": fields})
 
     def _worth_salvaging(self, frames: list[Buffer], count: int) -> bool:
         return (
@@ -202,7 +199,7 @@ class Dispatcher:
                 frames = wire.encode_error(outcome, pending.id, self._boot)
         except Exception:
             # an answer that cannot be written is our fault; its caller must hear of it, and the service must not
-            log.exception("zmq_encode_failed")
+            log.exception("zmq.encode_failed", extra={"fields": {"id": pending.id}})
             self._counters.handler_faults += 1
             frames = wire.encode_error(_our_fault(), pending.id, self._boot)
         self._reply(pending.envelope, frames)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -18,6 +18,7 @@ from appliance.protocols import zmq_wire as wire
 from appliance.transports.zmq.counters import Counters
 
 if TYPE_CHECKING:
+    from appliance.observability.events import Event
     from appliance.service import InferenceService
 
 log = logging.getLogger(__name__)
@@ -26,28 +27,11 @@ EVENT_HWM = 1000
 """Events kept for one subscriber that does not read: less than 1 MB, events are a few hundred bytes."""
 
 
-class Event(Protocol):
-    """What is read of an event."""
-
-    @property
-    def topic(self) -> str:
-        """Its kind, like "model.state"."""
-
-    @property
-    def seq(self) -> int:
-        """Its number, without gaps."""
-
-    @property
-    def time(self) -> str:
-        """ISO 8601, UTC."""
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """JSON-ready."""
-
-
 class EventPublisher:
-    """Feeds one PUB socket that the caller has bound and will close."""
+    """Feeds one PUB socket that the caller has bound and will close.
+
+    libzmq takes in new subscriptions when the socket sends, before it looks who gets the message: nothing needs watching.
+    """
 
     def __init__(
         self, socket: zmq.Socket[bytes], service: InferenceService, counters: Counters, *, heartbeat_s: float
@@ -58,7 +42,6 @@ class EventPublisher:
         self._heartbeat_s = heartbeat_s
         self._boot = ""
         self._seq = 0
-        self._fd = -1
         self._timer: asyncio.TimerHandle | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -69,9 +52,6 @@ class EventPublisher:
         self._boot = self._service.describe_server().boot_id
         self._seq = int(self._service.snapshot()["seq"])
         self._unsubscribe = self._service.subscribe(self._publish)
-        self._fd = int(self._socket.getsockopt(zmq.FD))
-        # a PUB takes in new subscriptions when somebody touches it; without this a subscriber would wait for the next event
-        self._loop.add_reader(self._fd, self._socket.getsockopt, zmq.EVENTS)
         self._heartbeat()
 
     def stop(self) -> None:
@@ -81,9 +61,6 @@ class EventPublisher:
             self._unsubscribe = None
         if self._timer is not None:
             self._timer.cancel()
-        if self._loop is not None:
-            self._loop.remove_reader(self._fd)
-            self._loop = None
 
     def _publish(self, event: Event) -> None:
         self._seq = event.seq
@@ -102,4 +79,4 @@ class EventPublisher:
         except Exception:
             # called from inside the service: an event that cannot be written must not disturb what it tells of
             self._counters.events_failed += 1
-            log.exception("zmq_event_failed topic=%s", topic)
+            log.exception("zmq.event_failed", extra={"fields": {"topic": topic}})
