@@ -40,6 +40,17 @@ class Link:
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self.socket, zmq.POLLIN)
+        self._poller.register(self.monitor, zmq.POLLIN)
+
+    def writable(self) -> bool:
+        """Whether a request could be sent now."""
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+    def wait(self, milliseconds: int) -> bool:
+        """Block until a reply comes or the connection ends; False if neither did in that time."""
+        return bool(self._poller.poll(milliseconds))
 
     def send(self, frames: list[Buffer]) -> bool:
         """Send a request; False if there is no connection, or it is full."""

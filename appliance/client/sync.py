@@ -198,6 +198,8 @@ class Client:
     def _connected(self, attempts: Attempts) -> int:
         """The first candidate that can take a request, waiting for one until the deadline."""
         best = attempts.candidates[0]
+        if self._links[best].writable():
+            return best
         preferred_until = min(attempts.deadline, time.monotonic() + PREFERENCE_S)
         if self._links[best].socket.poll(_milliseconds(preferred_until), zmq.POLLOUT):
             return best
@@ -219,11 +221,8 @@ class Client:
         losses = link.losses
         if not link.send(encode_request(header, tensors)):
             return None
-        poller = zmq.Poller()
-        poller.register(link.socket, zmq.POLLIN)
-        poller.register(link.monitor, zmq.POLLIN)
         while True:
-            ready = poller.poll(_milliseconds(until))
+            ready = link.wait(_milliseconds(until))
             while (reply := link.receive()) is not None:
                 if reply.id == header.id:
                     return reply
