@@ -92,12 +92,14 @@ class Daemon:
             from appliance.observability.metrics import Metrics
             from appliance.transports.http import HttpTransport
 
+            metrics = Metrics(self._service)
             self._http = HttpTransport(
                 self._service,
                 config.http,
                 unix_socket=_endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock")),
-                metrics=Metrics(self._service).render,
+                metrics=metrics.render,
             )
+            metrics.http = self._http
             await self._http.start()
         if config.zmq.enabled:
             from appliance.transports.zmq import ZmqTransport
@@ -109,6 +111,7 @@ class Daemon:
                 tcp=_endpoint(config.zmq.tcp, ""),
                 events_ipc=_endpoint(config.zmq.events_ipc, f"ipc://{self._runtime_dir}/events.ipc"),
                 events_tcp=_endpoint(config.zmq.events_tcp, ""),
+                report=lambda topic, data: events.publish(topic, **data),
             )
             await self._zmq.start()
         self._tick = asyncio.create_task(self._ticks(), name="tick")

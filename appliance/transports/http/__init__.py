@@ -1,1 +1,5 @@
 """Open Inference Protocol v2 over HTTP."""
+
+from appliance.transports.http.transport import HttpTransport
+
+__all__ = ["HttpTransport"]

@@ -1,0 +1,200 @@
+"""The HTTP face: listeners on TCP and a unix socket, the connections they accept, and the sweep that enforces deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import http_parser
+
+from appliance.config import HttpConfig
+from appliance.core.errors import ApplianceError, ErrorCode
+from appliance.transports.http.application import HttpApplication
+from appliance.transports.http.connection import Connection
+
+if TYPE_CHECKING:
+    from appliance.service import InferenceService
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 512
+DRAIN_S = 5.0
+"""How long `drain` waits for answers that are being written to clients that still read."""
+
+QUIET_S = 1.0
+"""At most one log line per client address in this time, whatever it sends."""
+
+MAX_ADDRESSES = 1024
+
+
+class HttpTransport:
+    """See the module. `start`, then `drain` (no new connections, open requests end), then `close`."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        config: HttpConfig,
+        *,
+        unix_socket: str | None,
+        metrics: Callable[[], bytes],
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
+        self.config = config
+        self.application = HttpApplication(service, config, metrics)
+        self.closing = False
+        self.statuses: dict[int, int] = {}
+        self.addresses: list[str] = []
+        self._unix_socket = unix_socket
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[Connection] = set()
+        self._bytes = 0
+        self._sweep: asyncio.Task[None] | None = None
+        self._quiet: dict[str, float] = {}
+        self._suppressed = 0
+
+    async def start(self) -> None:
+        """Listen. OSError if an address is taken; RuntimeError if aiohttp's C parser is missing (the other is not as strict)."""
+        if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+            raise RuntimeError(
+                "aiohttp was installed without its C parser; unset AIOHTTP_NO_EXTENSIONS or reinstall it"
+            )
+        loop = asyncio.get_running_loop()
+
+        def connection() -> Connection:
+            return Connection(self, loop)
+
+        for given in self._sockets:
+            await self._listen(await loop.create_server(connection, sock=given, backlog=BACKLOG))
+        if not self._sockets:
+            await self._listen(
+                await loop.create_server(
+                    connection, self.config.host, self.config.port, backlog=BACKLOG, reuse_address=True
+                )
+            )
+        if self._unix_socket is not None:
+            _remove_stale(Path(self._unix_socket))
+            before = os.umask(0o117)
+            try:
+                server = await loop.create_unix_server(connection, self._unix_socket, backlog=BACKLOG)
+            finally:
+                os.umask(before)
+            self._servers.append(server)
+            self.addresses.append(f"unix:{self._unix_socket}")
+        self._sweep = asyncio.create_task(self._enforce_deadlines(), name="http-deadlines")
+
+    async def _listen(self, server: asyncio.Server) -> None:
+        self._servers.append(server)
+        for listener in server.sockets:
+            name = listener.getsockname()
+            if isinstance(name, tuple):
+                host = f"[{name[0]}]" if ":" in name[0] else name[0]
+                self.addresses.append(f"http://{host}:{name[1]}")
+
+    # --- what connections share ---
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether there is room for one more."""
+        self._connections.add(connection)
+        return len(self._connections) <= self.config.max_connections and not self.closing
+
+    def forget(self, connection: Connection) -> None:
+        """It is gone."""
+        self._connections.discard(connection)
+
+    def reserve(self, nbytes: int) -> None:
+        """Take (or give back) room for a body. RESOURCE_EXHAUSTED if there is none."""
+        if nbytes > 0 and self._bytes + nbytes > self.config.max_bytes_in_flight:
+            raise ApplianceError(
+                ErrorCode.RESOURCE_EXHAUSTED,
+                f"{self._bytes} bytes of requests are being read, {self.config.max_bytes_in_flight} may",
+                retry_after_s=self.config.default_retry_after_s,
+            )
+        self._bytes += nbytes
+
+    def count(self, status: int) -> None:
+        """A reply went out."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+    def malformed(self, connection: Connection, error: Any) -> None:
+        """A client does not speak HTTP: one line per address and second, the rest counted."""
+        now = time.monotonic()
+        if now - self._quiet.get(connection.peer, -QUIET_S) < QUIET_S:
+            self._suppressed += 1
+            return
+        if len(self._quiet) >= MAX_ADDRESSES:
+            self._quiet.clear()
+        self._quiet[connection.peer] = now
+        suppressed, self._suppressed = self._suppressed, 0
+        fields = {"peer": connection.peer, "error": " ".join(str(error).split())[:200], "suppressed": suppressed}
+        log.warning("http.malformed", extra={"fields": fields})
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    async def _enforce_deadlines(self) -> None:
+        config = self.config
+        shortest = min(config.header_timeout_s, config.body_timeout_s, config.idle_timeout_s, config.write_timeout_s)
+        while True:
+            await asyncio.sleep(min(1.0, shortest / 4))
+            now = time.monotonic()
+            for connection in list(self._connections):
+                connection.overdue(now)
+
+    # --- the end ---
+
+    async def drain(self) -> None:
+        """Accept nobody any more; let open requests end and answers leave, for a while."""
+        self.closing = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+        deadline = time.monotonic() + DRAIN_S
+        while any(connection.busy for connection in self._connections) and time.monotonic() < deadline:  # noqa: ASYNC110
+            # once per life, for milliseconds; an event would cost every reply
+            await asyncio.sleep(0.005)
+
+    async def close(self) -> None:
+        """End everything; works after half a start."""
+        self.closing = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
+            self._sweep = None
+        for server in self._servers:
+            server.close()
+        await self.application.close()
+        for connection in list(self._connections):
+            connection.close()
+        if self._unix_socket is not None and self.addresses:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._unix_socket)  # noqa: PTH108  pathlib's is taken for a blocking call, and this one is at the end
+        self._servers.clear()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on. FileExistsError if somebody does, or if it is no socket at all."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(f"{path} exists and is no socket; remove it or choose another http.unix_socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise FileExistsError(f"another process listens on {path}; is an appliance running already?")
