@@ -6,12 +6,14 @@ types and wrong ranges, all at once, with file:line and the nearest known key.
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -107,15 +109,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing wrong with a configuration: where, what, and what to do."""
+    """One thing wrong with a configuration: where (line 0: nowhere in the file), which key, what, and what to do."""
 
     file: str
     line: int
     key: str
     message: str
+    hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
 class ConfigError(Exception):
@@ -126,19 +130,155 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-def decode_toml(text: str, kind: type[StructT], *, file: str) -> StructT:
-    """The struct in a TOML text; ConfigError with every problem otherwise."""
-    try:
-        return msgspec.convert(tomllib.loads(text), kind)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError([Problem(file, 1, "", str(error))]) from error
+SEARCH = (Path("appliance.toml"), Path("/etc/appliance/appliance.toml"))
+"""Where a configuration is looked for when none is named; the first that exists counts."""
+
+
+def find() -> Path | None:
+    """The configuration file to use: $APPLIANCE_CONFIG, or the first of SEARCH, or none (defaults)."""
+    if named := os.environ.get("APPLIANCE_CONFIG"):
+        return Path(named)
+    return next((path for path in SEARCH if path.is_file()), None)
 
 
 def load(path: Path | None, *, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in that file, or the defaults for None; ConfigError or OSError."""
-    if path is None:
-        return Config()
-    return decode_toml(path.read_text(), Config, file=path.name)
+    """The configuration in that file (None: defaults), changed by `key.path=value` overrides.
+
+    ConfigError with every problem at once; OSError if the file cannot be read.
+    """
+    data: dict[str, Any] = {}
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}
+    name = "configuration"
+    if path is not None:
+        text = path.read_text()
+        name = path.name
+        lines = _lines(text)
+        data = _parse(text, name)
+    for override in overrides:
+        problems += _override(data, override)
+    problems += check(data, Config, file=name, lines=lines)
+    if problems:
+        raise ConfigError(problems)
+    config = msgspec.convert(data, Config)
+    problems = [Problem(name, lines.get(key, 0), key, message) for key, message in _contradictions(config)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def decode_toml(text: str, kind: type[StructT], *, file: str) -> StructT:
+    """The struct in a TOML text; ConfigError with every problem otherwise."""
+    data = _parse(text, file)
+    problems = check(data, kind, file=file, lines=_lines(text))
+    if problems:
+        raise ConfigError(problems)
+    return msgspec.convert(data, kind)
+
+
+def _parse(text: str, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r"\(at line (\d+)", str(error))
+        # the parser says "at end of document" where a bracket or quote was never closed
+        line = int(match[1]) if match else text.count("\n") + 1
+        raise ConfigError([Problem(file, line, "", f"not valid TOML: {error}")]) from error
+
+
+def check(
+    data: Mapping[str, Any], kind: type[Any], *, file: str, lines: Mapping[str, int], prefix: str = ""
+) -> list[Problem]:
+    """Everything wrong with a table, key by key: unknown names with the nearest known one, types, ranges."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    problems = []
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        line = lines.get(path, lines.get(prefix.rstrip("."), 0))
+        field = fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(fields)}"
+            problems.append(Problem(file, line, path, f"unknown key {path!r}", hint))
+        elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            if isinstance(value, Mapping):
+                problems += check(value, field.type, file=file, lines=lines, prefix=f"{path}.")
+            else:
+                problems.append(Problem(file, line, path, f"{path!r} must be a table, written [{path}]"))
+        else:
+            problems += _check_value(value, field.type, Problem(file, line, path, ""))
+    return problems
+
+
+def _check_value(value: Any, kind: Any, at: Problem) -> list[Problem]:
+    try:
+        # strict: TOML has types, and "8000" is no port
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message = re.sub(r" - at `\$.*?`$", "", str(error))
+        return [msgspec.structs.replace(at, message=f"{at.key!r} is {value!r:.60}: {message[:1].lower()}{message[1:]}")]
+    return []
+
+
+def _override(data: dict[str, Any], text: str) -> list[Problem]:
+    """Put one `key.path=value` into the tables; the value is TOML, or a bare string."""
+    path, separator, value = text.partition("=")
+    if not separator or not path.strip():
+        return [Problem("--set", 0, text, f"{text!r} is not of the form key.path=value")]
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *tables, key = path.strip().split(".")
+    table = data
+    for name in tables:
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            return [Problem("--set", 0, path, f"{name!r} is no table")]
+        table = inner
+    table[key] = parsed
+    return []
+
+
+def _contradictions(config: Config) -> list[tuple[str, str]]:
+    """What is wrong only together."""
+    found = []
+    if config.http.max_json_bytes > config.http.max_body_bytes:
+        found.append(
+            ("http.max_json_bytes", "http.max_json_bytes is larger than http.max_body_bytes: no such body arrives")
+        )
+    if config.zmq.enabled and config.zmq.tcp not in ("", "none") and config.zmq.tcp == config.zmq.events_tcp:
+        found.append(("zmq.events_tcp", "zmq.tcp and zmq.events_tcp are the same endpoint"))
+    if config.workers.backoff_initial_s > config.workers.backoff_max_s:
+        found.append(("workers.backoff_initial_s", "workers.backoff_initial_s is larger than workers.backoff_max_s"))
+    if config.repository.load == "all" and config.repository.models:
+        found.append(("repository.models", 'repository.models is only used with load = "listed"'))
+    if not config.http.enabled and not config.zmq.enabled:
+        found.append(("http.enabled", "neither http nor zmq is enabled: nobody could ask anything"))
+    return found
+
+
+_TABLE = re.compile(r"^\s*\[\[?\s*([A-Za-z0-9_.\"' -]+?)\s*\]\]?")
+_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+)\s*=")
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line of each table and key, by dotted path; good enough to point at, never an error."""
+    found: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := _TABLE.match(line):
+            table = re.sub(r"[\"' ]", "", match[1])
+            found.setdefault(table, number)
+        elif match := _KEY.match(line):
+            key = re.sub(r"[\"' ]", "", match[1])
+            found.setdefault(f"{table}.{key}" if table else key, number)
+    return found
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the file, for editors."""
+    return msgspec.json.schema(Config)
 
 
 def resolve_runtime_dir(config: Config) -> Path:

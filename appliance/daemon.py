@@ -181,7 +181,7 @@ class Daemon:
             for key in config.__struct_fields__
             if key not in RELOADABLE and getattr(config, key) != getattr(self._config, key)
         ]
-        logs.configure(config.log)
+        logs.configure(config.log.format, config.log.level)
         log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
         self._config = config
         assert self._service is not None
@@ -239,7 +239,7 @@ def _endpoint(configured: str, default: str) -> str | None:
 
 def run(config: Config, config_path: Path | None = None) -> int:
     """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78)."""
-    logs.configure(config.log)
+    logs.configure(config.log.format, config.log.level)
     runtime_dir = resolve_runtime_dir(config)
     supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
     try:

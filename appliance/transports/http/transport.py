@@ -17,6 +17,7 @@ from aiohttp import http_parser
 
 from appliance.config import HttpConfig
 from appliance.core.errors import ApplianceError, ErrorCode
+from appliance.observability.logs import RateLimit
 from appliance.transports.http.application import HttpApplication
 from appliance.transports.http.connection import Connection
 
@@ -28,11 +29,6 @@ log = logging.getLogger(__name__)
 BACKLOG = 512
 DRAIN_S = 5.0
 """How long `drain` waits for answers that are being written to clients that still read."""
-
-QUIET_S = 1.0
-"""At most one log line per client address in this time, whatever it sends."""
-
-MAX_ADDRESSES = 1024
 
 
 class HttpTransport:
@@ -58,8 +54,7 @@ class HttpTransport:
         self._connections: set[Connection] = set()
         self._bytes = 0
         self._sweep: asyncio.Task[None] | None = None
-        self._quiet: dict[str, float] = {}
-        self._suppressed = 0
+        self._quiet = RateLimit()
 
     async def start(self) -> None:
         """Listen. OSError if an address is taken; RuntimeError if aiohttp's C parser is missing (the other is not as strict)."""
@@ -126,14 +121,9 @@ class HttpTransport:
 
     def malformed(self, connection: Connection, error: Any) -> None:
         """A client does not speak HTTP: one line per address and second, the rest counted."""
-        now = time.monotonic()
-        if now - self._quiet.get(connection.peer, -QUIET_S) < QUIET_S:
-            self._suppressed += 1
+        suppressed = self._quiet.allow(connection.peer)
+        if suppressed is None:
             return
-        if len(self._quiet) >= MAX_ADDRESSES:
-            self._quiet.clear()
-        self._quiet[connection.peer] = now
-        suppressed, self._suppressed = self._suppressed, 0
         fields = {"peer": connection.peer, "error": " ".join(str(error).split())[:200], "suppressed": suppressed}
         log.warning("http.malformed", extra={"fields": fields})
 

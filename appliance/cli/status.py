@@ -1,0 +1,115 @@
+"""`status`, `ps` and `events`: what a running appliance is doing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from appliance.cli.connection import Appliance
+from appliance.cli.options import JSON, URL, command
+from appliance.cli.output import Exit, print_json, print_table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("status")(status)
+    app.command("ps")(processes)
+    app.command("events")(events)
+
+
+@command
+def status(url: URL = None, as_json: JSON = False) -> None:
+    """Whether it is ready, what it serves, and how busy it is. Exit status 4 if it is not ready."""
+    snapshot = Appliance(url).get("/v2/appliance/status")
+    state = snapshot["status"]
+    if as_json:
+        print_json(snapshot)
+    else:
+        word = "draining" if state["draining"] else "ready" if state["ready"] else "not ready"
+        typer.echo(f"{state['name']} {state['version']}: {word}, {state['line']}, up {_span(state['uptime_s'])}")
+        print_table(
+            ("MODEL", "VERSION", "STATE", "PENDING", "ANSWERED", "FAILED", "RESTARTS", "REASON"),
+            [
+                (
+                    model["name"],
+                    model["version"],
+                    model["detail"],
+                    model["pending"],
+                    model["success"],
+                    sum(model["failures"].values()),
+                    model["restarts"],
+                    model["reason"],
+                )
+                for model in snapshot["models"]
+            ],
+        )
+    if not state["ready"]:
+        raise typer.Exit(int(Exit.NOT_READY))
+
+
+def _span(seconds: float) -> str:
+    """A duration as a person says it."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@command
+def processes(url: URL = None, as_json: JSON = False) -> None:
+    """The worker processes: what runs where, on what, and which batch sizes pay."""
+    workers = Appliance(url).get("/v2/appliance/workers")
+    if as_json:
+        print_json(workers)
+        return
+    print_table(
+        (
+            "MODEL",
+            "VERSION",
+            "INSTANCE",
+            "PID",
+            "STATE",
+            "PROVIDER",
+            "RSS MB",
+            "BATCHES",
+            "RESTARTS",
+            "BATCH ≤",
+            "MS PER BATCH SIZE",
+        ),
+        [
+            (
+                worker["model"],
+                worker["version"],
+                worker["instance"],
+                worker["pid"],
+                worker["state"],
+                worker["provider"],
+                f"{worker['rss_bytes'] / 1e6:.0f}",
+                worker["batches"],
+                worker["restarts"],
+                worker["batch_size_cap"],
+                " ".join(f"{rows}:{milliseconds:g}" for rows, milliseconds in worker["batch_ms"].items()),
+            )
+            for worker in workers
+        ],
+    )
+
+
+@command
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Stop after so many (without --follow: 1).")] = 1,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """What happens, as it happens: models, workers, operators."""
+    query = "" if follow else f"?limit={limit}"
+    for event in Appliance(url).lines(f"/v2/appliance/events{query}"):
+        if as_json:
+            import json
+
+            typer.echo(json.dumps(event, ensure_ascii=False))
+        else:
+            fields = " ".join(f"{key}={value}" for key, value in event["data"].items())
+            typer.echo(f"{event['time']}  {event['seq']:>6}  {event['topic']:<18} {fields}")
