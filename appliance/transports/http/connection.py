@@ -1,8 +1,8 @@
 """One HTTP connection: parsed requests in, replies out, in order, under deadlines.
 
-It stands on aiohttp's C parser and does what aiohttp's own request handler does not: a deadline for headers, bodies and readers
-that stop reading, limits before anything is read, and answers without a task per request (docs/adr/0004). What a request means is
-the `Application`'s business; this file knows only HTTP.
+It stands on aiohttp's C parser and does what aiohttp's own request handler does not: deadlines for headers, bodies and readers
+that stop reading, limits before anything is read, and answers without a task per request. What a request means is the
+`Application`'s business, what connections share the `Server`'s; this file knows only HTTP.
 """
 
 from __future__ import annotations
@@ -10,34 +10,49 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http import HttpRequestParser, HttpVersion11
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_exceptions import HTTPException
 
 from appliance.config import HttpConfig
 from appliance.core.errors import ApplianceError, ErrorCode, invalid
+from appliance.core.tensor import Buffer
 from appliance.protocols.kserve import error_document, too_large
 from appliance.protocols.status import HTTP_STATUS
+from appliance.transports.http.body import DIRECT_BYTES, BodyReader
 
 MAX_PIPELINED = 8
-"""Requests parsed ahead on one connection; then reading pauses until they are answered."""
+"""Requests parsed ahead on one connection; the rest waits as bytes, and reading pauses."""
 
-MAX_CHUNK_OVERHEAD_BYTES = 1 << 20
-"""What the framing of a chunked body may cost beside its data: about 170,000 chunks of a byte, which is no honest client."""
+CHUNK_OVERHEAD_BYTES = 64 << 10
+CHUNK_OVERHEAD_SHARE = 8
+"""What the framing of a chunked body may cost: this much, and an eighth of its data. An honest client's chunks are not of one byte,
+and each costs us as much as a request's whole line."""
 
 MAX_HEADERS = 64
 MAX_LINE_BYTES = 8190
+NO_FLOW_CONTROL = (1 << 31) - 1
+"""The parser's own flow control is by body; ours is by connection."""
 
-REASONS = {status.value: status.phrase for status in HTTPStatus}
+JOINED_BYTES = 64 << 10
+"""Parts of an answer below this are joined into one buffer, larger ones are handed to the socket as they are."""
+
+LINGER_S = 2.0
+"""How long we go on reading, and throwing away, what a refused client still sends: closing at once would reset the connection
+under the answer, and the client would never see it."""
+
+STREAM_BACKLOG_BYTES = 256 << 10
+"""What may wait for the reader of a stream; one that falls further behind is cut off."""
+
+JSON_HEAD = b"Content-Type: application/json\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Phase(Enum):
@@ -47,52 +62,40 @@ class Phase(Enum):
     HEADER = "header"
     BODY = "body"
     HANDLING = "handling"
-
-
-class Application(Protocol):
-    """Who answers. Called on the loop; must reply to every exchange, now or later, exactly once."""
-
-    def handle(self, exchange: Exchange) -> None:
-        """Begin to answer."""
-
-    def check(self, exchange: Exchange) -> None:
-        """ApplianceError to refuse a request by its head, before its body is read."""
+    LINGERING = "lingering"
 
 
 class Exchange:
     """One request and the way to answer it."""
 
-    __slots__ = ("_connection", "body", "headers", "keep_alive", "method", "on_gone", "path", "replied")
+    __slots__ = ("_connection", "body", "headers", "keep_alive", "legacy", "method", "on_gone", "path", "replied", "unread")
 
-    def __init__(self, connection: Connection, message: RawRequestMessage) -> None:
+    def __init__(self, connection: Connection, message: RawRequestMessage, payload: StreamReader) -> None:
         self._connection = connection
         self.method: str = message.method
         self.path: str = message.path
         self.headers: Mapping[str, str] = message.headers
         self.keep_alive = not message.should_close
-        self.body: bytes = b""
+        self.legacy = message.version < HttpVersion11
+        self.unread = not payload.is_eof()
+        self.body: Buffer = b""
         self.replied = False
         self.on_gone: Callable[[], None] | None = None
 
-    @property
-    def peer(self) -> str:
-        """The client's address, for logs."""
-        return self._connection.peer
-
-    def reply(self, status: int, parts: list[bytes], head: bytes) -> None:
+    def reply(self, status: int, parts: Sequence[Buffer], head: bytes) -> None:
         """Answer: a status, the body in parts, and header lines (each ended by CRLF) beside those that every reply has."""
         if self.replied:
             raise RuntimeError("answered twice")
         self.replied = True
         self._connection.write_reply(self, status, parts, head)
 
-    def reply_error(self, error: ApplianceError, retry_after_s: float) -> None:
-        """Answer with an error: its status, its message as JSON, and when to come back if waiting helps."""
-        head = b"Content-Type: application/json\r\n"
-        if error.code in (ErrorCode.RESOURCE_EXHAUSTED, ErrorCode.UNAVAILABLE):
-            seconds = error.retry_after_s if error.retry_after_s is not None else retry_after_s
-            head += b"Retry-After: %d\r\n" % max(1, round(seconds + 0.49))
-        self.reply(HTTP_STATUS[error.code], [error_document(error.message)], head)
+    def reply_error(self, error: ApplianceError, more: bytes = b"") -> None:
+        """Answer with an error: its status, its message as JSON, when to come back if waiting helps, and more header lines."""
+        self.reply(HTTP_STATUS[error.code], [error_document(error.message)], self._connection.error_head(error) + more)
+
+    def reserve(self, nbytes: int) -> None:
+        """Take room for more bytes until the answer is given. RESOURCE_EXHAUSTED if there is none."""
+        self._connection.reserve(nbytes)
 
     def begin_stream(self, content_type: str) -> Callable[[bytes], bool]:
         """Answer with a body that goes on until `close_stream`; the result writes a part and says whether the client keeps up."""
@@ -104,35 +107,57 @@ class Exchange:
         self._connection.close()
 
 
+class Application(Protocol):
+    """Who answers. Called on the loop; must reply to every exchange, now or later, exactly once."""
+
+    def check(self, exchange: Exchange) -> int:
+        """By the head alone: the bytes that the body may have. May answer at once; then nothing more is read."""
+
+    def handle(self, exchange: Exchange) -> None:
+        """Begin to answer."""
+
+    def bug(self) -> ApplianceError:
+        """An exception that nobody expected is being handled: log it, and give what the client may know."""
+
+
 class Connection(BaseProtocol):
     """The protocol object of one connection."""
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        config = server.config
-        parser = HttpRequestParser(
+        super().__init__(loop)
+        self._server = server
+        self._config = server.config
+        self._messages: deque[tuple[RawRequestMessage, StreamReader]] = deque()
+        self._exchange: Exchange | None = None
+        self._payload: StreamReader | None = None
+        self._body_limit = 0
+        self._direct = False
+        self._last = False  # no request may follow the present one
+        self._broken: BaseException | None = None  # what followed the requests in `_messages` was not HTTP
+        self._held = False
+        self._crowded = False
+        self._streaming = False
+        self._reserved = 0
+        self._received = 0
+        self._written = 0
+        self._mark = 0  # bytes that must have left …
+        self._mark_since = 0.0  # … within the write deadline from here
+        self.phase = Phase.HEADER
+        self.since = time.monotonic()
+        self.peer = ""
+        self._new_parser()
+
+    def _new_parser(self) -> None:
+        self._parser = HttpRequestParser(
             self,
-            loop,
-            # flow control by the size of the whole body: parts are joined once, at the end
-            config.max_body_bytes,
+            self._loop,
+            NO_FLOW_CONTROL,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
             max_headers=MAX_HEADERS,
             auto_decompress=False,
+            max_msg_queue_size=MAX_PIPELINED,
         )
-        super().__init__(loop, parser)
-        self._server = server
-        self._config = config
-        self._messages: deque[tuple[RawRequestMessage, StreamReader]] = deque()
-        self._exchange: Exchange | None = None
-        self._payload: StreamReader | None = None
-        self._closing = False
-        self._broken: ApplianceError | None = None
-        self._streaming = False
-        self._reserved = 0
-        self._received = 0
-        self.phase = Phase.HEADER
-        self.since = time.monotonic()
-        self.peer = ""
 
     # --- the transport's calls ---
 
@@ -142,54 +167,40 @@ class Connection(BaseProtocol):
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else "unix socket"
         if not self._server.admit(self):
-            self._refuse(ApplianceError(ErrorCode.UNAVAILABLE, "too many connections", retry_after_s=1.0))
+            self._refuse(
+                "connections", ApplianceError(ErrorCode.UNAVAILABLE, "too many connections; close one or come again", retry_after_s=1.0)
+            )
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone: what it waited for is cancelled."""
         super().connection_lost(exc)
         self._server.forget(self)
-        self._release()
-        exchange, self._exchange = self._exchange, None
         self._messages.clear()
-        self._closing = True
-        if exchange is not None and exchange.on_gone is not None:
-            exchange.on_gone()
+        self._payload = None
+        self._give_up()
+        self._release()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; begin what can begin."""
-        if self._closing:
+        """Parse; begin what can begin. An exception of ours ends this connection and no other."""
+        if self.phase is Phase.LINGERING:
             return
-        if self.phase is Phase.IDLE and data:
-            self._enter(Phase.HEADER)
-        assert self._parser is not None
         try:
-            messages, upgraded, _ = self._parser.feed_data(data)
-        except (HttpProcessingError, HTTPException, ValueError) as error:
-            self._malformed(error)
-            return
-        if messages:
-            self._messages.extend(messages)
-            if upgraded:
-                # no other protocol is spoken here; the request is answered as it is, and the connection ends with it
-                self._closing = True
-            if len(self._messages) > MAX_PIPELINED and not self._buffer_paused:
-                self._pause_reading_for_buffer()
-        if self._payload is not None:
-            self._received += len(data)
-            self._body_progress()
-        elif self._exchange is None and self._messages:
-            self._next()
+            self._receive(data)
+        except Exception:
+            self._refuse("bug", self._server.application.bug())
 
     def eof_received(self) -> bool:
-        """The client will send no more. It may still be reading."""
-        return self._exchange is not None
+        """The client will send no more, which from a client in the middle of things means that it is gone."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than we write; the sweep looks after it."""
+        self._paused = True
 
     def resume_writing(self) -> None:
-        """The client reads again: the next request may be answered."""
+        """The client reads again: its next request may be answered."""
         super().resume_writing()
-        self.since = time.monotonic()
-        if self._exchange is None and self._messages:
-            self._next()
+        self._advance()
 
     # --- requests ---
 
@@ -197,181 +208,310 @@ class Connection(BaseProtocol):
         self.phase = phase
         self.since = time.monotonic()
 
-    def _next(self) -> None:
-        """Begin the next parsed request."""
-        message, payload = self._messages.popleft()
-        assert self._parser is not None
-        if self._buffer_paused and len(self._messages) <= MAX_PIPELINED // 2:
-            self._resume_reading_for_buffer()
-        exchange = self._exchange = Exchange(self, message)
+    def _receive(self, data: bytes) -> None:
+        if self.phase is Phase.IDLE and data:
+            self._enter(Phase.HEADER)
+        if self._payload is not None:
+            self._received += len(data)
         try:
-            self._reserve(message, payload)
-            self._server.application.check(exchange)
-        except ApplianceError as error:
-            self._refuse_request(exchange, error, payload)
-            return
-        if payload.is_eof():
-            self._begin(exchange, payload)
-            return
-        if message.headers.get("Expect", "").lower() == "100-continue" and self.transport is not None:
-            self.transport.write(CONTINUE)
-        self._payload = payload
-        self._received = payload.total_bytes
-        self._enter(Phase.BODY)
+            messages, upgraded, _ = self._parser.feed_data(data)
+        except Exception as error:  # whatever its parser trips over, the client sent it
+            self._broken = error
+        else:
+            if messages:
+                self._messages.extend(messages)
+                self._crowded = len(self._messages) >= MAX_PIPELINED
+                # no other protocol is spoken here: the request is answered as it is, and the connection ends with it
+                self._last = self._last or upgraded
+        if self._payload is not None:
+            self._body_progress(self._payload)
+        elif self._exchange is None:
+            self._advance()
+        elif self._messages or self._crowded or self._broken:
+            self._hold()
 
-    def _reserve(self, message: RawRequestMessage, payload: StreamReader) -> None:
-        """Check what the body will take, before it is read."""
-        if payload.is_eof():
+    def _advance(self) -> None:
+        """Begin the next request, if the client reads our answers, and go on reading when all have begun."""
+        if self._exchange is not None or self._paused or self.phase is Phase.LINGERING or self.transport is None:
+            return
+        if self._messages:
+            self._next()
+        elif self._crowded:
+            # the parser has stopped between two requests; what it kept is parsed now
+            self._crowded = False
+            self.data_received(b"")
+        elif self._broken is not None:
+            self._server.malformed(self, self._broken)
+            self._refuse("malformed", ApplianceError(ErrorCode.INVALID_ARGUMENT, "the request is not valid HTTP"))
+        elif self._held:
+            self._held = False
+            self.transport.resume_reading()
+
+    def _hold(self) -> None:
+        """Read no further: what is here must be answered first."""
+        if not self._held and self.transport is not None:
+            self._held = True
+            self.transport.pause_reading()
+
+    def _next(self) -> None:
+        message, payload = self._messages.popleft()
+        self._parser.message_consumed()
+        exchange = self._exchange = Exchange(self, message, payload)
+        limit = self._server.application.check(exchange)
+        if exchange.replied:
+            return
+        if not exchange.unread:
+            if payload.total_bytes > limit:
+                self._refuse_body("body_too_large", too_large(f"a body of {payload.total_bytes} bytes", limit))
+            elif self._room(payload.total_bytes):
+                self._begin(payload.read_nowait(-1))
             return
         length = message.headers.get("Content-Length")
-        if length is not None and int(length) > self._config.max_body_bytes:
-            raise too_large(f"a body of {length} bytes", self._config.max_body_bytes)
-        self._reserved = int(length) if length is not None else 0
-        self._server.reserve(self._reserved)
+        if length is not None and int(length) > limit:
+            self._refuse_body("body_too_large", too_large(f"a body of {length} bytes", limit))
+        elif self._room(payload.total_bytes if length is None else int(length)):
+            if not exchange.legacy and message.headers.get("Expect", "").lower() == "100-continue":
+                self._write(CONTINUE)
+            self._body_limit = limit
+            self._payload = payload
+            self._received = payload.total_bytes
+            self._enter(Phase.BODY)
+            self._resume()
+            if length is not None and int(length) - payload.total_bytes >= DIRECT_BYTES:
+                self._read_directly(int(length), payload)
+
+    def _resume(self) -> None:
+        if self._held and self.transport is not None:
+            self._held = False
+            self.transport.resume_reading()
+
+    def _room(self, nbytes: int) -> bool:
+        """Whether the body has room in memory; the client is told if not."""
+        try:
+            self.reserve(nbytes)
+        except ApplianceError as error:
+            self._refuse_body("bytes_in_flight", error)
+            return False
+        return True
+
+    def reserve(self, nbytes: int) -> None:
+        """Take room until the present answer is given. RESOURCE_EXHAUSTED if there is none."""
+        self._server.reserve(nbytes)
+        self._reserved += nbytes
 
     def _release(self) -> None:
         if self._reserved:
             self._server.reserve(-self._reserved)
             self._reserved = 0
 
-    def _body_progress(self) -> None:
+    def _body_progress(self, payload: StreamReader) -> None:
         """More of the body has come."""
-        payload, exchange = self._payload, self._exchange
-        assert payload is not None
-        assert exchange is not None
-        if payload.exception() is not None:
-            self._malformed(payload.exception())
-            return
-        if payload.total_bytes > self._config.max_body_bytes:
+        total = payload.total_bytes
+        if self._broken is not None:
             self._payload = None
-            self._refuse_request(exchange, too_large("the body", self._config.max_body_bytes), payload)
+            self._server.malformed(self, self._broken)
+            self._refuse("malformed", invalid("the request's body is not framed as HTTP wants it"))
+        elif total > self._body_limit:
+            self._refuse_body("body_too_large", too_large("the body", self._body_limit))
+        elif self._received - total > CHUNK_OVERHEAD_BYTES + total // CHUNK_OVERHEAD_SHARE:
+            self._refuse_body("tiny_chunks", invalid("the body comes in chunks that are too small"))
+        elif total > self._reserved and not self._room(total - self._reserved):
             return
-        if self._received - payload.total_bytes > MAX_CHUNK_OVERHEAD_BYTES:
+        elif payload.is_eof():
             self._payload = None
-            self._refuse_request(exchange, invalid("the body comes in chunks that are too small"), payload)
-            return
-        if payload.is_eof():
-            self._payload = None
-            self._begin(exchange, payload)
+            self._begin(payload.read_nowait(-1))
 
-    def _begin(self, exchange: Exchange, payload: StreamReader) -> None:
+    def _begin(self, body: Buffer) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.body = body
+        exchange.unread = False
         self._enter(Phase.HANDLING)
-        if payload.total_bytes:
-            exchange.body = payload.read_nowait(-1)
         self._server.application.handle(exchange)
 
-    def _refuse_request(self, exchange: Exchange, error: ApplianceError, payload: StreamReader) -> None:
-        """Answer without having read the body; the connection cannot go on if some of it is still to come."""
-        if not payload.is_eof():
-            exchange.keep_alive = False
-        self._enter(Phase.HANDLING)
-        exchange.reply_error(error, self._config.default_retry_after_s)
+    # --- large bodies ---
 
-    def _malformed(self, error: BaseException | None) -> None:
-        """What came is not HTTP: say so once, and hang up."""
-        self._server.malformed(self, error)
-        self._refuse(ApplianceError(ErrorCode.INVALID_ARGUMENT, "the request is not valid HTTP"))
+    def _read_directly(self, length: int, payload: StreamReader) -> None:
+        """Receive the rest of a body of known length straight into one buffer: the parser would copy it twice more."""
+        assert self.transport is not None
+        self._payload = None
+        self._direct = True
+        # the transport chooses its way of reading when reading starts
+        self.transport.pause_reading()
+        self.transport.set_protocol(BodyReader(self, length, payload.read_nowait(-1) if payload.total_bytes else b""))
+        self.transport.resume_reading()
 
-    def _refuse(self, error: ApplianceError) -> None:
+    def _read_parsed(self) -> None:
+        """Back to the parser; a new one, since the old one still waits for the body."""
+        self._direct = False
+        self._new_parser()
+        if self.transport is not None:
+            self.transport.pause_reading()
+            self.transport.set_protocol(self)
+            self.transport.resume_reading()
+
+    def body_complete(self, body: memoryview) -> None:
+        """All of a directly received body is here."""
+        self._read_parsed()
+        try:
+            self._begin(body)
+        except Exception:
+            self._refuse("bug", self._server.application.bug())
+
+    # --- refusals ---
+
+    def _refuse_body(self, reason: str, error: ApplianceError) -> None:
+        """Answer the present request without (all of) its body."""
+        self._payload = None
+        self._server.refused(reason)
+        assert self._exchange is not None
+        self._exchange.reply_error(error)
+
+    def _refuse(self, reason: str, error: ApplianceError) -> None:
         """An answer outside of any exchange, and the end."""
-        self._closing = True
+        self._server.refused(reason)
+        if self._direct:
+            self._read_parsed()
+        self._payload = None
+        status = HTTP_STATUS[error.code]
+        if self._exchange is None or not self._exchange.replied:
+            body = error_document(error.message)
+            self._write(self._head(status, len(body), self.error_head(error), b"Connection: close\r\n") + body)
+            self._server.count(status)
+        self._give_up()
+        self._end(linger=True)
+
+    def _give_up(self) -> None:
+        """Nobody will read the answer of the present exchange."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None and exchange.on_gone is not None:
             exchange.on_gone()
-        if self.transport is not None:
-            body = error_document(error.message)
-            head = b"Content-Type: application/json\r\n"
-            if error.retry_after_s is not None:
-                head += b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
-            self.transport.write(_head(HTTP_STATUS[error.code], len(body), head, keep_alive=False) + body)
-            self._server.count(HTTP_STATUS[error.code])
+
+    def _end(self, *, linger: bool) -> None:
+        """Close, once what is written has left; reading on for a moment if the client may still be sending."""
+        self._messages.clear()
+        if self.transport is None:
+            return
+        if linger and not self.transport.is_closing():
+            self._enter(Phase.LINGERING)
+            self.transport.write_eof()
+            self._resume()
+        else:
             self.transport.close()
 
     # --- replies ---
 
-    def write_reply(self, exchange: Exchange, status: int, parts: list[bytes], head: bytes) -> None:
+    def error_head(self, error: ApplianceError) -> bytes:
+        """The header lines of an error: when to come back, if waiting helps."""
+        if error.code not in (ErrorCode.RESOURCE_EXHAUSTED, ErrorCode.UNAVAILABLE):
+            return JSON_HEAD
+        seconds = error.retry_after_s if error.retry_after_s is not None else self._config.default_retry_after_s
+        return JSON_HEAD + b"Retry-After: %d\r\n" % max(1, round(seconds + 0.49))
+
+    def _head(self, status: int, length: int, lines: bytes, more: bytes) -> bytes:
+        return b"%b%b%b%bContent-Length: %d\r\n\r\n" % (_status_line(status), self._server.date, lines, more, length)
+
+    def _write(self, data: Buffer) -> None:
+        assert self.transport is not None
+        self._written += len(data)
+        self.transport.write(data)
+
+    def write_reply(self, exchange: Exchange, status: int, parts: Sequence[Buffer], head: bytes) -> None:
         """Send the answer of the current exchange; then the next request, if the client reads."""
-        self._server.count(status)
         self._release()
         if self.transport is None or self._exchange is not exchange:
             return  # the client is gone
+        self._server.count(status)
         self._exchange = None
-        self._payload = None
-        keep_alive = exchange.keep_alive and not self._closing and not self._server.closing
-        length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+        keep_alive = exchange.keep_alive and not exchange.unread and not self._server.closing
+        if self._last and not self._messages:
+            keep_alive = False
+        if keep_alive:
+            more = b"Connection: keep-alive\r\n" if exchange.legacy else b""
+        else:
+            more = b"Connection: close\r\n"
+        size = sum(map(len, parts))
+        start = self._head(status, size, head, more)
         if exchange.method == "HEAD":
-            parts = []
-        self.transport.write(b"".join((_head(status, length, head, keep_alive=keep_alive), *parts)))
+            self._write(start)
+        elif size < JOINED_BYTES:
+            self._write(b"".join((start, *parts)))
+        else:
+            self._write(start)
+            for part in parts:
+                self._write(part)
         if not keep_alive:
-            self._closing = True
-            self.transport.close()
+            self._end(linger=exchange.unread)
             return
         self._enter(Phase.IDLE)
-        if self._messages and not self.writing_paused:
+        if self._messages or self._held or self._crowded or self._broken is not None:
             # not from here: a client that pipelines must not recurse us to the limit
-            self._loop.call_soon(self._next_if_free)
-
-    def _next_if_free(self) -> None:
-        if self._messages and self._exchange is None and not self._closing:
-            self._next()
+            self._loop.call_soon(self._advance)
 
     def begin_stream(self, content_type: str) -> Callable[[bytes], bool]:
         """A body without an end of its own: it ends with the connection."""
         self._streaming = True
         self._server.count(200)
         if self.transport is not None:
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
-                % content_type.encode()
-            )
+            lines = b"Content-Type: %b\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n" % content_type.encode()
+            self._write(_status_line(200) + self._server.date + lines)
         return self._write_stream
 
     def _write_stream(self, part: bytes) -> bool:
-        if self.transport is None or self._closing:
+        if self.transport is None or self.transport.is_closing():
             return False
-        self.transport.write(part)
-        return not self.writing_paused
+        self._write(part)
+        return self.transport.get_write_buffer_size() <= STREAM_BACKLOG_BYTES
 
     # --- deadlines ---
 
     def overdue(self, now: float) -> None:
         """Called now and then by the server: enforce the deadline of whatever goes on."""
-        waited = now - self.since
-        config = self._config
         if self.transport is None:
             return
-        if self._closing or self.writing_paused:
-            if waited > config.write_timeout_s:
-                self.transport.abort()
-        elif self.phase is Phase.IDLE:
+        if self._stuck(now):
+            self._server.refused("write_deadline")
+            self.transport.abort()
+            return
+        waited = now - self.since
+        config = self._config
+        if self.phase is Phase.IDLE:
             if waited > config.idle_timeout_s:
-                self._closing = True
-                self.transport.close()
+                self.close()
         elif self.phase is Phase.HEADER:
             if waited > config.header_timeout_s:
-                self._refuse(ApplianceError(ErrorCode.REQUEST_TIMEOUT, "the request's headers took too long"))
-        elif self.phase is Phase.BODY and waited > config.body_timeout_s:
-            self._payload = None
-            self._refuse(ApplianceError(ErrorCode.REQUEST_TIMEOUT, "the request's body took too long"))
+                self._refuse("header_deadline", ApplianceError(ErrorCode.REQUEST_TIMEOUT, "the request's headers took too long"))
+        elif self.phase is Phase.BODY:
+            if waited > config.body_timeout_s:
+                self._refuse("body_deadline", ApplianceError(ErrorCode.REQUEST_TIMEOUT, "the request's body took too long"))
+        elif self.phase is Phase.LINGERING and waited > LINGER_S:
+            self.transport.abort()
+
+    def _stuck(self, now: float) -> bool:
+        """Whether bytes that were waiting a write deadline ago still wait."""
+        assert self.transport is not None
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or self._written - unsent >= self._mark:
+            self._mark = self._written
+            self._mark_since = now
+            return False
+        return now - self._mark_since > self._config.write_timeout_s
 
     def close(self) -> None:
         """End now, after what is already written."""
-        self._closing = True
-        if self.transport is not None:
-            self.transport.close()
+        self._end(linger=False)
 
     def close_if_idle(self) -> None:
         """End unless a request is being read or answered; that one is the last."""
-        if self._exchange is None and not self._messages:
+        if self.phase in (Phase.IDLE, Phase.HEADER) and not self._messages:
             self.close()
 
     @property
     def busy(self) -> bool:
         """A request is being read or answered, or an answer has not left yet."""
-        if self._streaming:
+        if self._streaming or self.transport is None:
             return False
-        unsent = self.transport is not None and self.transport.get_write_buffer_size() > 0
-        return self._exchange is not None or unsent
+        return self._exchange is not None or self.transport.get_write_buffer_size() > 0
 
 
 class Server(Protocol):
@@ -379,6 +519,7 @@ class Server(Protocol):
 
     config: HttpConfig
     closing: bool
+    date: bytes
 
     @property
     def application(self) -> Application:
@@ -396,17 +537,18 @@ class Server(Protocol):
     def count(self, status: int) -> None:
         """A reply went out."""
 
-    def malformed(self, connection: Connection, error: Any) -> None:
+    def refused(self, reason: str) -> None:
+        """A limit did its work."""
+
+    def malformed(self, connection: Connection, error: BaseException) -> None:
         """A client does not speak HTTP."""
 
 
-_LINES: dict[int, bytes] = {}
+_STATUS_LINES: dict[int, bytes] = {}
 
 
-def _head(status: int, length: int, lines: bytes, *, keep_alive: bool) -> bytes:
-    start = _LINES.get(status)
-    if start is None:
-        reason = REASONS.get(status, "Error")
-        start = _LINES[status] = f"HTTP/1.1 {status} {reason}\r\nServer: appliance\r\n".encode()
-    end = b"\r\n" if keep_alive else b"Connection: close\r\n\r\n"
-    return b"%b%bContent-Length: %d\r\n%b" % (start, lines, length, end)
+def _status_line(status: int) -> bytes:
+    line = _STATUS_LINES.get(status)
+    if line is None:
+        line = _STATUS_LINES[status] = f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\nServer: appliance\r\n".encode()
+    return line
