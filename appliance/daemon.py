@@ -33,6 +33,9 @@ EXIT_BUG = 70
 EXIT_DEVICE = 75
 EXIT_CONFIG = 78
 
+LAME_DUCK_S = 0.1
+"""How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
+
 RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
 """Top-level keys that a reload changes; the others need a restart, and a reload says so."""
 
@@ -214,6 +217,9 @@ class Daemon:
             if closing not in done:
                 closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
+        if self._service is not None and not self._hurry.is_set():
+            # who was answered a moment ago may have asked again: tell them rather than hang up on them
+            await asyncio.sleep(LAME_DUCK_S)
         await self._close()
         log.info("daemon.stopped", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 

@@ -308,9 +308,9 @@ class Batcher:
             batches.remove(batch)
         return entries
 
-    def _again(self, entry: Entry) -> None:
-        """Back into the queue, to be run alone, ahead of others of its priority."""
-        entry.alone = True
+    def _again(self, entry: Entry, *, alone: bool = True) -> None:
+        """Back into the queue; to be run alone, ahead of others of its priority, if it may be to blame."""
+        entry.alone = alone
         self._push(entry)
         if not entry.stream:
             return
@@ -325,15 +325,22 @@ class Batcher:
         self._actions.append(Supersede(older, newer))
 
     def worker_lost(self, worker: int, now: float) -> None:
-        """The worker is gone. What it had runs once more, alone, elsewhere, if it may; otherwise it fails or expires."""
+        """The worker is gone. What it ran runs once more, alone, elsewhere, if it may; otherwise it fails or expires.
+
+        What was staged behind that has not run: it goes back into the queue as if nothing had been.
+        """
         self._workers.pop(worker, None)
-        for batch in [batch for batch, (owner, _) in self._batches.items() if owner == worker]:
+        # batches are numbered as they are dispatched, and a worker runs them in that order
+        for number, batch in enumerate(sorted(batch for batch, (owner, _) in self._batches.items() if owner == worker)):
             for entry in self._forget(batch):
                 if entry.state is not DISPATCHED:
                     continue
                 if entry.deadline <= now:
                     entry.state = RequestState.EXPIRED
                     self._actions.append(Expire(entry, True))
+                elif number > 0:
+                    entry.attempts -= 1
+                    self._again(entry, alone=entry.alone)
                 elif entry.idempotent and entry.attempts < MAX_ATTEMPTS:
                     self._again(entry)
                 else:

@@ -107,7 +107,7 @@ class OnnxRuntimeEngine:
         try:
             self._session = _open(options)
         except Exception as error:  # the library raises a dozen types of its own for a bad file; all mean the same here
-            raise EngineError(_words(error)) from error
+            raise EngineError(_words(error).replace(options.model_file, "the model")) from error
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         outputs = tuple(_spec(value) for value in self._session.get_outputs())
         reason = unbatched_reason(inputs, outputs)

@@ -245,6 +245,25 @@ def test_nobody_joins_a_second_run() -> None:
     assert keys(first) == [1]
 
 
+def test_what_was_staged_behind_a_deadly_batch_is_not_to_blame() -> None:
+    b = batcher(workers=1)
+    for key in range(1, 7):
+        b.enqueue(entry(key, idempotent=key != 6), 0.0)
+    running, staged = b.poll(0.0)
+    assert (keys(running), keys(staged)) == ([1, 2, 3, 4], [5, 6])
+    b.worker_lost(0, 0.0)
+    b.add_worker(1)
+    first, second = b.poll(0.0)
+    assert (keys(first), keys(second)) == ([1], [2])
+    for batch in (first, second):
+        b.batch_done(batch.batch, 0.0)
+    third, fourth = b.poll(0.0)
+    assert (keys(third), keys(fourth)) == ([3], [4])
+    b.batch_done(third.batch, 0.0)
+    b.batch_done(fourth.batch, 0.0)
+    assert keys(b.poll(0.0)[0]) == [5, 6]
+
+
 def test_a_request_whose_worker_dies_twice_fails() -> None:
     b = batcher(workers=2)
     b.enqueue(entry(1), 0.0)

@@ -126,8 +126,11 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_worker_dies(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(self.workers)))
-        for batch in self.workers.pop(worker):
-            del self.running[batch]
+        for number, batch in enumerate(self.workers.pop(worker)):
+            dispatch = self.running.pop(batch)
+            for made in dispatch.entries:
+                # what was staged has not run
+                self.runs[made.key] -= number > 0
         self.batcher.worker_lost(worker, self.now)
         self.poll()
 
