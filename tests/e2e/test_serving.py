@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,11 +193,9 @@ def test_nothing_listens_beyond_loopback_and_the_front_holds_no_engine(served: H
 
 
 def test_the_arena_is_sealed_and_has_no_name(served: House) -> None:
-    links = [
-        os.readlink(f"/proc/{served.pid}/map_files/{name}") for name in os.listdir(f"/proc/{served.pid}/map_files")
-    ]
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{served.pid}/map_files").iterdir()]
     assert any(link.startswith("/memfd:arena") for link in links)
-    assert not [name for name in os.listdir("/dev/shm") if "appliance" in name]
+    assert not list(Path("/dev/shm").glob("*appliance*"))
 
 
 def cli(served: House, *arguments: str) -> subprocess.CompletedProcess[str]:
