@@ -247,7 +247,13 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(
             ("http.max_json_bytes", "http.max_json_bytes is larger than http.max_body_bytes: no such body arrives")
         )
-    if config.zmq.enabled and config.zmq.tcp not in ("", "none") and config.zmq.tcp == config.zmq.events_tcp:
+    free = config.zmq.tcp.endswith((":*", ":0"))
+    if (
+        config.zmq.enabled
+        and config.zmq.tcp not in ("", "none")
+        and config.zmq.tcp == config.zmq.events_tcp
+        and not free
+    ):
         found.append(("zmq.events_tcp", "zmq.tcp and zmq.events_tcp are the same endpoint"))
     if config.workers.backoff_initial_s > config.workers.backoff_max_s:
         found.append(("workers.backoff_initial_s", "workers.backoff_initial_s is larger than workers.backoff_max_s"))

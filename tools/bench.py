@@ -10,9 +10,10 @@ the same rounds as the cells, since these machines are noisy, and every ratio is
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib.metadata
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ from rich.table import Table  # noqa: E402
 
 from appliance.cli.load import Plan, Result  # noqa: E402
 from tools.benchmark.networks import write_repository  # noqa: E402
-from tools.benchmark.server import Appliance, Echo, free_port, machine_cpu_s  # noqa: E402
+from tools.benchmark.server import Appliance, Echo, Watch, await_quiet, free_port  # noqa: E402
 from tools.benchmark.targets import Target, targets  # noqa: E402
 
 INPUTS: dict[str, tuple[str, str, list[int], int]] = {
@@ -46,7 +47,9 @@ INPUTS: dict[str, tuple[str, str, list[int], int]] = {
 TRANSPORTS = ("zmq-ipc", "zmq-tcp", "http-binary", "http-json")
 CONCURRENCIES = {"digits": (1, 4, 16, 64), "identity": (16, 64), "detector": (1, 4, 16), "resnet18": (1, 4, 16)}
 NOISE_CORES = 0.35
-"""A cell during which other processes used more than this is marked: its numbers are theirs too."""
+"""A round in which other processes used more than this is left out; a cell without any other round is marked."""
+RAW_SECONDS = 0.15
+"""Per batch size and thread count of the raw limit; there are twelve."""
 
 
 class Cell(msgspec.Struct):
@@ -56,7 +59,7 @@ class Cell(msgspec.Struct):
     transport: str
     concurrency: int
     rate_per_s: float = 0.0
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[str, float]] = msgspec.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -64,9 +67,15 @@ class Cell(msgspec.Struct):
         load = f"{self.rate_per_s:g}/s" if self.rate_per_s else str(self.concurrency)
         return f"{self.model}:{self.transport}:{load}"
 
+    @property
+    def noisy(self) -> bool:
+        """Whether there was no round without others."""
+        return all(found["others_cores"] > NOISE_CORES for found in self.rounds)
+
     def median(self, key: str) -> float:
-        """Over the rounds; NaN if nothing was measured."""
-        values = [found[key] for found in self.rounds if key in found and not math.isnan(found[key])]
+        """Over the rounds in which others were quiet, or over all if there was none; NaN if nothing was measured."""
+        rounds = [found for found in self.rounds if self.noisy or found["others_cores"] <= NOISE_CORES]
+        values = [found[key] for found in rounds if key in found and not math.isnan(found[key])]
         return statistics.median(values) if values else math.nan
 
 
@@ -126,8 +135,8 @@ def truth(models: Path, model: str) -> np.ndarray[Any, Any]:
 
 
 def verify(result: Result, expected: np.ndarray[Any, Any], what: Cell) -> None:
-    """Every reply was good, and those kept hold the right numbers."""
-    if result.errors or result.unanswered:
+    """Every reply was good, and those kept hold the right numbers. An open loop may be refused: that is counted instead."""
+    if (result.errors or result.unanswered) and not what.rate_per_s:
         raise RuntimeError(f"{what.name}: {result.errors} errors, {result.unanswered} unanswered: {result.first_error}")
     for kept in result.kept:
         if what.transport == "http-json":
@@ -147,27 +156,27 @@ def measure(cell: Cell, server: Appliance, seconds: float, expected: np.ndarray[
     """One round of one cell against the appliance."""
     address = {"zmq-ipc": server.ipc, "zmq-tcp": server.tcp}.get(cell.transport, server.http)
     what = plan(cell, address, seconds)
-    machine, ours, begun = machine_cpu_s(), server.cpu_s(), time.perf_counter()
+    watch, before, begun = Watch(), server.cpu_s(), time.perf_counter()
     result = generate(what)
-    wall = time.perf_counter() - begun
-    cpu = server.cpu_s() - ours
-    others = (machine_cpu_s() - machine - cpu - result.client_cpu_s) / wall
+    cpu, wall = server.cpu_s() - before, time.perf_counter() - begun
+    others = watch.others_cores(cpu)
     verify(result, expected, cell)
-    total = result.replies * (what.seconds + what.warm_up_s) / what.seconds
     return {
         "items_s": result.replies / result.seconds,
         "p50_ms": percentile(result.latencies, 0.5) * 1e3,
         "p90_ms": percentile(result.latencies, 0.9) * 1e3,
         "p99_ms": percentile(result.latencies, 0.99) * 1e3,
         "p999_ms": percentile(result.latencies, 0.999) * 1e3,
-        "cpu_s_per_1000": cpu / total * 1000 if total else math.nan,
+        "cpu_s_per_1000": cpu / result.total * 1000 if result.total else math.nan,
+        "client_cores": result.client_cpu_s / wall,
         "others_cores": others,
+        "failures": result.errors + result.unanswered,
     }
 
 
 def measure_echo(cell: Cell, seconds: float) -> dict[str, float]:
     """The same message and client against a bare echo."""
-    reply = INPUTS[cell.model][3]
+    reply, watch = INPUTS[cell.model][3], Watch()
     with tempfile.TemporaryDirectory() as folder:
         if cell.transport.startswith("zmq"):
             address = f"ipc://{folder}/e" if cell.transport == "zmq-ipc" else f"tcp://127.0.0.1:{free_port()}"
@@ -177,18 +186,50 @@ def measure_echo(cell: Cell, seconds: float) -> dict[str, float]:
             address, server = f"http://127.0.0.1:{port}", Echo("echo-http", str(port), reply)
         with server:
             result = generate(plan(cell, address, seconds))
-    return {"echo_items_s": result.replies / result.seconds, "echo_p50_ms": percentile(result.latencies, 0.5) * 1e3}
+    if result.errors or result.unanswered:
+        raise RuntimeError(f"the echo beside {cell.name}: {result.errors} errors, {result.unanswered} unanswered")
+    return {
+        "echo_items_s": result.replies / result.seconds,
+        "echo_p50_ms": percentile(result.latencies, 0.5) * 1e3,
+        "echo_others_cores": watch.others_cores(),
+    }
 
 
-def measure_raw(models: Path, model: str, seconds: float) -> dict[str, Any]:
+def measure_raw(models: Path, model: str) -> dict[str, Any]:
     """The engine alone."""
+    watch = Watch()
     done = subprocess.run(
-        [sys.executable, "-m", "tools.benchmark.limits", "raw", str(models / model / "1" / "model.onnx"), str(seconds)],
+        [
+            sys.executable,
+            "-m",
+            "tools.benchmark.limits",
+            "raw",
+            str(models / model / "1" / "model.onnx"),
+            str(RAW_SECONDS),
+        ],
         stdout=subprocess.PIPE,
         check=True,
         cwd=ROOT,
     )
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    return json.loads(done.stdout) | {"others_cores": watch.others_cores()}  # type: ignore[no-any-return]
+
+
+def quiet(raws: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those limits that were measured without others; all, if there are none."""
+    return [raw for raw in raws if raw["others_cores"] <= NOISE_CORES] or raws
+
+
+def machine() -> dict[str, str | int | None]:
+    """What a reader has to know to read the numbers."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
+    }
 
 
 def choose(arguments: argparse.Namespace) -> list[Cell]:
@@ -217,38 +258,49 @@ def choose(arguments: argparse.Namespace) -> list[Cell]:
 def run(cells: list[Cell], arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Every round: for each model the raw limit, then each cell beside its echo."""
     names = list(dict.fromkeys(cell.model for cell in cells))
-    report: dict[str, Any] = {"raw": {name: [] for name in names}}
-    seconds = arguments.seconds
+    report: dict[str, Any] = {"raw": {name: [] for name in names}, "server": {name: [] for name in names}}
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
         write_repository(models, ROOT / "models" / "digits", names)
         expected = {name: truth(models, name) for name in names}
         for number in range(arguments.rounds):
             for name in names:
-                with contextlib.ExitStack() as stack:
-                    alone = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                    (alone / name).symlink_to(models / name)
-                    raw = measure_raw(models, name, 0.15 if arguments.quick else 0.3)
-                    report["raw"][name].append(raw)
-                    server = stack.enter_context(Appliance(alone))
-                    for cell in [cell for cell in cells if cell.model == name]:
-                        if console.is_terminal:
-                            console.print(f"[dim]round {number + 1}/{arguments.rounds} {cell.name}[/dim]")
-                        found = measure(cell, server, seconds, expected[name])
-                        if not cell.rate_per_s and cell.transport != "http-json":
-                            found |= measure_echo(cell, max(0.5, seconds / 2))
-                        found |= ratios(found, raw)
-                        cell.rounds.append(found)
-                    rss, pss = server.memory_bytes()
-                    report.setdefault("server", {}).setdefault(name, []).append(
-                        {"ready_s": server.ready_s, "rss_mb": rss / 1e6, "pss_mb": pss / 1e6}
-                    )
+                if console.is_terminal:
+                    console.print(f"[dim]round {number + 1} of {arguments.rounds}: {name}[/dim]")
+                chosen = [cell for cell in cells if cell.model == name]
+                run_model(name, chosen, models, expected[name], arguments, report)
     return report
 
 
+def run_model(
+    name: str,
+    cells: list[Cell],
+    models: Path,
+    expected: np.ndarray[Any, Any],
+    arguments: argparse.Namespace,
+    report: dict[str, Any],
+) -> None:
+    """One round of one model, on an appliance that has only this one; results go into the cells and the report."""
+    await_quiet(arguments.patience, NOISE_CORES)
+    raw = measure_raw(models, name)
+    report["raw"][name].append(raw)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).symlink_to(models / name)
+        with Appliance(Path(folder)) as server:
+            for cell in cells:
+                await_quiet(arguments.patience, NOISE_CORES)
+                found = measure(cell, server, arguments.seconds, expected)
+                if not cell.rate_per_s:
+                    found |= measure_echo(cell, max(0.5, arguments.seconds / 2))
+                cell.rounds.append(found | ratios(found, raw))
+            rss, pss = server.memory_bytes()
+            report["server"][name].append({"ready_s": server.ready_s, "rss_mb": rss / 1e6, "pss_mb": pss / 1e6})
+
+
 def ratios(found: dict[str, float], raw: dict[str, Any]) -> dict[str, float]:
-    """A cell's numbers beside this round's limits."""
+    """A cell's numbers beside this round's limits; others count in whichever of the three they disturbed most."""
     made = {
+        "others_cores": max(found["others_cores"], found.get("echo_others_cores", 0.0), raw["others_cores"]),
         "share_of_raw_best": found["items_s"] / raw["best_items_s"],
         "share_of_raw_batch_1": found["items_s"] / raw["batch_1_items_s"],
     }
@@ -270,7 +322,9 @@ COLUMNS = (
     ("of raw b1", "share_of_raw_batch_1", "{:.0%}"),
     ("of echo", "share_of_echo", "{:.0%}"),
     ("over limit ms", "over_limit_ms", "{:+.3f}"),
+    ("client", "client_cores", "{:.2f}"),
     ("others", "others_cores", "{:.2f}"),
+    ("failed", "failures", "{:.0f}"),
 )
 
 
@@ -278,7 +332,7 @@ def rows(cells: list[Cell]) -> list[list[str]]:
     """The table's rows; a noisy cell is marked by †."""
     made = []
     for cell in cells:
-        noisy = "†" if cell.median("others_cores") > NOISE_CORES else ""
+        noisy = "†" if cell.noisy else ""
         made.append(
             [cell.name + noisy]
             + ["–" if math.isnan(cell.median(key)) else form.format(cell.median(key)) for _, key, form in COLUMNS]
@@ -287,17 +341,20 @@ def rows(cells: list[Cell]) -> list[list[str]]:
 
 
 def judge(cells: list[Cell], report: dict[str, Any]) -> list[tuple[Target, float, str]]:
-    """Each target with what was found and the verdict: aim, floor, missed, or not measured."""
+    """Each target with what was found and the verdict: aim, floor, missed, or not measured; † as for its cell."""
     by_name = {cell.name: cell for cell in cells}
     verdicts = []
     for target in targets():
         value = target.value(by_name, report)
-        verdicts.append((target, value, target.verdict(value)))
+        noisy = "†" if target.cell in by_name and by_name[target.cell].noisy else ""
+        verdicts.append((target, value, target.verdict(value) + noisy))
     return verdicts
 
 
 def print_tables(cells: list[Cell], report: dict[str, Any], console: Console, *, markdown: bool) -> None:
-    """The cells, the limits, the targets."""
+    """The machine, the cells, the limits, the targets."""
+    facts = ", ".join(f"{key} {value}" for key, value in machine().items())
+    console.print(f"{facts}\n† others used more than {NOISE_CORES} cores in every round", highlight=False)
     tables: list[tuple[str, list[str], list[list[str]]]] = [
         ("Cells (medians over rounds)", ["cell", *(title for title, _, _ in COLUMNS)], rows(cells)),
         (
@@ -306,9 +363,9 @@ def print_tables(cells: list[Cell], report: dict[str, Any], console: Console, *,
             [
                 [
                     name,
-                    f"{statistics.median(found['batch_1_items_s'] for found in raws):,.0f}",
-                    f"{statistics.median(found['batch_1_p50_s'] for found in raws) * 1e3:.3f}",
-                    f"{statistics.median(found['best_items_s'] for found in raws):,.0f}",
+                    f"{statistics.median(found['batch_1_items_s'] for found in quiet(raws)):,.0f}",
+                    f"{statistics.median(found['batch_1_p50_s'] for found in quiet(raws)) * 1e3:.3f}",
+                    f"{statistics.median(found['best_items_s'] for found in quiet(raws)):,.0f}",
                     raws[-1]["best"],
                 ]
                 for name, raws in report["raw"].items()
@@ -342,23 +399,22 @@ def main() -> int:
     parser.add_argument("--cells", nargs="*", help="model:transport:concurrency[,…] or :RATE/s")
     parser.add_argument("--model", action="append", choices=list(INPUTS))
     parser.add_argument("--seconds", type=float, help="per cell and round")
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, help="medians are taken over these")
+    parser.add_argument("--patience", type=float, help="seconds to wait before each measurement for others to be quiet")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
-    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 2.0)
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 1.5)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    if arguments.patience is None:
+        arguments.patience = 1.0 if arguments.quick else 10.0
     console = Console(stderr=arguments.json or arguments.markdown, width=None if sys.stdout.isatty() else 170)
     cells = choose(arguments)
     report = run(cells, arguments, console)
     verdicts = judge(cells, report)
     if arguments.json:
         document = report | {
-            "machine": {
-                "python": platform.python_version(),
-                "kernel": platform.release(),
-                "processor": platform.machine(),
-            },
+            "machine": machine(),
             "cells": [{"name": cell.name, "rounds": cell.rounds} for cell in cells],
             "targets": [
                 {"target": target.name, "found": value, "floor": target.floor, "aim": target.aim, "verdict": verdict}
@@ -368,7 +424,7 @@ def main() -> int:
         print(json.dumps(document, indent=1, default=str))
     else:
         print_tables(cells, report, console if not arguments.markdown else Console(), markdown=arguments.markdown)
-    return 1 if any(verdict == "missed" for _, _, verdict in verdicts) else 0
+    return 1 if any(verdict.startswith("missed") for _, _, verdict in verdicts) else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import msgspec
 MAX_FILE_BYTES = 2 << 30
 """protobuf reads no message of 2 GiB or more; larger models keep their weights in external data."""
 
-MAX_GRAPH_DEPTH = 32
+MAX_GRAPH_DEPTH = 16
 MAX_NODES = 1_000_000
 
 DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "StringSplit", "SequenceMap"})

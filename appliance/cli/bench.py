@@ -1,9 +1,14 @@
-"""`bench MODEL`: how fast a running appliance answers, from this machine, for one of its models."""
+"""`bench MODEL`: how fast a running appliance answers, from this machine, for one of its models.
+
+Inputs are noise, made from the model's metadata. The requests are sent by `load`, in a process of its own.
+"""
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,33 +38,30 @@ def bench(
         float, typer.Option(min=0, max=1e6, help="Open loop at so many requests per second (0: closed loop).")
     ] = 0.0,
     endpoint: Annotated[str | None, typer.Option(help="A ZeroMQ endpoint to measure instead of HTTP.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="An input's shape, where the model leaves it open: NAME=1,640,640,3.")
+    ] = None,
     url: URL = None,
     as_json: JSON = False,
 ) -> None:
     """Throughput and latency of one model, with noise as input. It is real load: not for a line that is running."""
-    try:
-        loads = [int(text) for text in concurrency.split(",")]
-    except ValueError as error:
-        raise CommandError(
-            Exit.USAGE, "USAGE", f"--concurrency {concurrency!r} is no list of numbers", "e.g. 1,4,16"
-        ) from error
+    loads = _numbers(concurrency, "--concurrency", "1,4,16")
     appliance = Appliance(url)
-    metadata = appliance.get(model_path(model))
+    inputs = _inputs(appliance.get(model_path(model))["inputs"], _shapes(shape or ()))
     rows = []
     for load in loads:
         note(f"{load} in flight, {seconds:g} s …")
-        rows.append(
-            _measure(_plan(model, metadata, endpoint or appliance.url, load, seconds, rate)) | {"concurrency": load}
-        )
+        plan = _plan(model, inputs, endpoint or appliance.url, load, seconds, rate)
+        rows.append(_measure(plan) | {"concurrency": load})
     if as_json:
         print_json(rows)
     else:
         print_table(
-            ("IN FLIGHT", "ITEMS/S", "P50 MS", "P90", "P99", "P99.9", "ERRORS"),
+            ("IN FLIGHT", "REQUESTS/S", "P50 MS", "P90", "P99", "P99.9", "ERRORS"),
             [
                 (
                     row["concurrency"],
-                    f"{row['items_s']:,.0f}",
+                    f"{row['requests_s']:,.0f}",
                     *(f"{row[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")),
                     row["errors"],
                 )
@@ -68,41 +70,73 @@ def bench(
         )
 
 
-def _plan(model: str, metadata: dict[str, Any], address: str, load: int, seconds: float, rate: float) -> Plan:
-    import json
+def _numbers(text: str, option: str, example: str) -> list[int]:
+    """Comma-separated numbers from 1 up; CommandError for anything else."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise CommandError(Exit.USAGE, "USAGE", f"{option} {text!r} is no list of numbers from 1 up", f"e.g. {example}")
+    return numbers
 
+
+def _shapes(texts: Sequence[str]) -> dict[str, list[int]]:
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        if not name:
+            raise CommandError(Exit.USAGE, "USAGE", f"--shape {text!r} names no input", "e.g. image=1,640,640,3")
+        shapes[name] = _numbers(sizes, "--shape", f"{name}=1,640,640,3")
+    return shapes
+
+
+def _inputs(specs: Sequence[dict[str, Any]], shapes: dict[str, list[int]]) -> list[tuple[dict[str, Any], bytes]]:
+    """A description and data for each input of the metadata: noise, seeded."""
     import numpy as np
 
-    from appliance.cli.load import Plan
     from appliance.core.tensor import datatype_of
 
+    if unknown := set(shapes) - {spec["name"] for spec in specs}:
+        known = ", ".join(spec["name"] for spec in specs)
+        raise CommandError(Exit.USAGE, "USAGE", f"the model has no input {min(unknown)!r}", f"its inputs: {known}")
     source = np.random.default_rng(7)
-    inputs, blobs = [], []
-    for index, spec in enumerate(metadata["inputs"]):
+    made = []
+    for spec in specs:
         datatype = datatype_of(spec["datatype"])
-        shape = [size if size >= 0 else UNKNOWN_SIZE for size in spec["shape"]]
-        count = int(np.prod(shape))
+        shape = shapes.get(spec["name"]) or [size if size >= 0 else UNKNOWN_SIZE for size in spec["shape"]]
+        count = math.prod(shape)
         if datatype.numpy is None:
-            data = bytes(4 * count) if not datatype.itemsize else bytes(datatype.itemsize * count)
+            # strings are empty ones: four bytes of length each
+            data = bytes(count * (datatype.itemsize or 4))
         elif spec["datatype"].startswith("FP"):
             data = source.random(count).astype(datatype.numpy).tobytes()
         else:
             data = source.integers(0, 2, count).astype(datatype.numpy).tobytes()
-        inputs.append({"name": spec["name"], "datatype": spec["datatype"], "shape": shape})
-        inputs[-1] |= {"frame": index} if "://" in address and not address.startswith("http") else {}
-        blobs.append(data)
+        made.append(({"name": spec["name"], "datatype": spec["datatype"], "shape": shape}, data))
+    return made
+
+
+def _plan(
+    model: str, inputs: Sequence[tuple[dict[str, Any], bytes]], address: str, load: int, seconds: float, rate: float
+) -> Plan:
+    """The request as it goes over the address: an AIP1 message, or an HTTP request with binary tensors."""
+    import json
+
+    from appliance.cli.load import Plan
+
+    blobs = [data for _, data in inputs]
     if address.startswith(("ipc://", "tcp://")):
-        header = json.dumps({"op": "infer", "id": "1", "model": model, "inputs": inputs}).encode()
+        tensors = [tensor | {"frame": index} for index, (tensor, _) in enumerate(inputs)]
+        header = json.dumps({"op": "infer", "id": "1", "model": model, "inputs": tensors}).encode()
         return Plan(address, load, seconds, rate_per_s=rate, frames=(b"AIP1", header, *blobs))
-    for spec, data in zip(inputs, blobs, strict=True):
-        spec["parameters"] = {"binary_data_size": len(data)}
-    text = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    body = b"".join((text, *blobs))
+    tensors = [tensor | {"parameters": {"binary_data_size": len(data)}} for tensor, data in inputs]
+    text = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
     head = (
         f"POST {model_path(model, 'infer')} HTTP/1.1\r\nHost: bench\r\nInference-Header-Content-Length: {len(text)}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Length: {len(text) + sum(map(len, blobs))}\r\n\r\n"
     )
-    return Plan(address, load, seconds, rate_per_s=rate, request=head.encode() + body)
+    return Plan(address, load, seconds, rate_per_s=rate, request=b"".join((head.encode(), text, *blobs)))
 
 
 def _measure(plan: Plan) -> dict[str, Any]:
@@ -124,7 +158,9 @@ def _measure(plan: Plan) -> dict[str, Any]:
     result: Result = msgspec.msgpack.decode(done.stdout, type=Result)
     if result.errors:
         raise CommandError(
-            Exit.FAILED, "BENCH", f"{result.errors} requests were refused; the first: {result.first_error}"
+            Exit.FAILED,
+            "BENCH",
+            f"{result.errors} requests were refused; the first: {result.first_error.strip().splitlines()[-1]}",
         )
     latencies = result.latencies or [float("nan")]
 
@@ -132,7 +168,7 @@ def _measure(plan: Plan) -> dict[str, Any]:
         return latencies[min(len(latencies) - 1, int(len(latencies) * share))] * 1000
 
     return {
-        "items_s": result.replies / result.seconds,
+        "requests_s": result.replies / result.seconds,
         "p50_ms": at(0.5),
         "p90_ms": at(0.9),
         "p99_ms": at(0.99),

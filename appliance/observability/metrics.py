@@ -38,7 +38,9 @@ WORKER_RSS = "appliance_worker_resident_memory_bytes"
 WORKER_RESTARTS = "appliance_worker_restarts"
 BATCHES = "appliance_worker_batches"
 HTTP_RESPONSES = "appliance_http_responses_total"
+HTTP_REFUSALS = "appliance_http_refusals_total"
 HTTP_CONNECTIONS = "appliance_http_connections"
+HTTP_BYTES_IN_FLIGHT = "appliance_http_bytes_in_flight"
 
 
 class Source(Protocol):
@@ -58,6 +60,8 @@ class HttpCounters(Protocol):
     """The HTTP face's own counters."""
 
     statuses: dict[int, int]
+    refusals: dict[str, int]
+    bytes_in_flight: int
 
     @property
     def connections(self) -> int:
@@ -87,11 +91,21 @@ class Metrics(Collector):
         yield from self._models(self._source.statistics())
         yield from self._house()
         if self.http is not None:
-            responses = _counter(HTTP_RESPONSES, "HTTP responses by status code")
-            for status, count in sorted(self.http.statuses.items()):
-                responses.add_sample(HTTP_RESPONSES, {"code": str(status)}, count)
-            yield responses
-            yield GaugeMetricFamily(HTTP_CONNECTIONS, "Open HTTP connections", value=self.http.connections)
+            yield from self._http(self.http)
+
+    def _http(self, http: HttpCounters) -> Iterator[Metric]:
+        responses = _counter(HTTP_RESPONSES, "HTTP responses by status code")
+        for status, count in sorted(http.statuses.items()):
+            responses.add_sample(HTTP_RESPONSES, {"code": str(status)}, count)
+        yield responses
+        refusals = _counter(HTTP_REFUSALS, "What HTTP's own limits refused, by reason")
+        for reason, count in sorted(http.refusals.items()):
+            refusals.add_sample(HTTP_REFUSALS, {"reason": reason}, count)
+        yield refusals
+        yield GaugeMetricFamily(HTTP_CONNECTIONS, "Open HTTP connections", value=http.connections)
+        yield GaugeMetricFamily(
+            HTTP_BYTES_IN_FLIGHT, "Bytes of HTTP requests being read or answered", value=http.bytes_in_flight
+        )
 
     def _models(self, models: list[ModelStatistics]) -> Iterator[Metric]:
         success = _counter(REQUEST_SUCCESS, "Successful inference requests")

@@ -24,15 +24,18 @@ from appliance.core.description import (
     ServerDescription,
 )
 from appliance.core.errors import ApplianceError, ErrorCode, invalid, unsupported
+from appliance.core.request import Parameter
 from appliance.core.tensor import DataType, Shape, Tensor, TensorSpec, check_shape, element_count
-from appliance.protocols.tensors import join_bytes
+from appliance.protocols.tensors import join_bytes, split_bytes
 
 MAX_TENSORS = 1024
 MAX_PARAMETERS = 256
+MAX_NAMES = 16 << 10
+"""Names of fields in one document: more than the most tensors with all their fields need."""
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
-_Parameters = dict[str, Any]
+_Parameters = dict[str, Parameter]
 
 
 class InputDocument(msgspec.Struct, gc=False):
@@ -41,7 +44,7 @@ class InputDocument(msgspec.Struct, gc=False):
     name: _Name
     shape: tuple[_Size, ...]
     datatype: str
-    parameters: _Parameters | UnsetType = UNSET
+    parameters: _Parameters | None = None
     data: msgspec.Raw | UnsetType = UNSET
 
 
@@ -49,34 +52,37 @@ class OutputDocument(msgspec.Struct, gc=False):
     """One output as it is asked for."""
 
     name: _Name
-    parameters: _Parameters | UnsetType = UNSET
+    parameters: _Parameters | None = None
 
 
 class RequestDocument(msgspec.Struct, gc=False):
-    """An inference request. Unknown fields are ignored, as the protocol wants."""
+    """An inference request. Unknown fields are ignored, as the protocol wants; what may be left out may be null."""
 
     inputs: list[InputDocument]
-    id: str = ""
-    parameters: _Parameters | UnsetType = UNSET
-    outputs: list[OutputDocument] = []
+    id: str | None = None
+    parameters: _Parameters | None = None
+    outputs: list[OutputDocument] | None = None
 
 
 _decoder = msgspec.json.Decoder(RequestDocument)
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: it remembers no way back, so needs no memory
 
 
-def check_depth(text: memoryview | bytes, limit: int) -> None:
-    """INVALID_ARGUMENT if the JSON nests deeper than `limit`. Linear; strings are skipped."""
+def check_structure(text: memoryview | bytes, max_depth: int) -> None:
+    """INVALID_ARGUMENT if the JSON nests deeper than `max_depth` or has more names than MAX_NAMES. Linear; skips strings."""
     raw = bytes(text)
-    if raw.count(b"[") + raw.count(b"{") <= limit:
+    if raw.count(b"[") + raw.count(b"{") <= max_depth and raw.count(b":") <= MAX_NAMES:
         return
-    symbols = np.frombuffer(_STRING.sub(b"", raw), np.uint8)
+    bare = _STRING.sub(b"", raw)
+    if bare.count(b":") > MAX_NAMES:
+        raise invalid(f"the JSON has {bare.count(b':')} names, {MAX_NAMES} are allowed")
+    symbols = np.frombuffer(bare, np.uint8)
     step = np.zeros(len(symbols), np.int8)
-    step[(symbols == 0x5B) | (symbols == 0x7B)] = 1
-    step[(symbols == 0x5D) | (symbols == 0x7D)] = -1
+    step[(symbols == ord("[")) | (symbols == ord("{"))] = 1
+    step[(symbols == ord("]")) | (symbols == ord("}"))] = -1
     depth = int(np.cumsum(step, dtype=np.int64).max(initial=0))
-    if depth > limit:
-        raise invalid(f"the JSON nests {depth} levels deep, {limit} are allowed")
+    if depth > max_depth:
+        raise invalid(f"the JSON nests {depth} levels deep, {max_depth} are allowed")
 
 
 def decode_request(text: memoryview | bytes) -> RequestDocument:
@@ -85,11 +91,16 @@ def decode_request(text: memoryview | bytes) -> RequestDocument:
         document = _decoder.decode(text)
     except msgspec.ValidationError as error:
         raise invalid(f"the request does not fit the protocol: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"failed to parse the request JSON: {error}; NaN and Infinity need binary data") from error
-    if len(document.inputs) > MAX_TENSORS or len(document.outputs) > MAX_TENSORS:
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"failed to parse the request JSON: {error}{_hint(text)}") from error
+    if len(document.inputs) > MAX_TENSORS or len(document.outputs or ()) > MAX_TENSORS:
         raise invalid(f"at most {MAX_TENSORS} inputs and outputs are allowed")
     return document
+
+
+def _hint(text: memoryview | bytes) -> str:
+    raw = bytes(text)
+    return "; NaN and Infinity need binary data" if b"NaN" in raw or b"Infinity" in raw else ""
 
 
 @lru_cache(maxsize=256)
@@ -113,30 +124,44 @@ def tensor_from_json(name: str, datatype: DataType, shape: Shape, raw: msgspec.R
         raise invalid(f"tensor {name!r}: {datatype.value} in JSON is not supported. Please use the binary data format")
     text = bytes(raw)
     count = element_count(shape)
-    # numbers hold no commas: their count is known before a single one is built
-    if datatype is not DataType.BYTES and text.count(b",") + 1 != max(count, 1):
-        raise invalid(f"tensor {name!r}: shape {list(shape)} holds {count} elements, data holds {text.count(b',') + 1}")
     depth = text[: len(text) - len(text.lstrip(b"[ \t\r\n"))].count(b"[")
     if not 1 <= depth <= max(len(shape), 1):
         raise invalid(f"tensor {name!r}: data must be a list, flat or nested as its shape {list(shape)}")
+    if count == 0:
+        if text.translate(None, b"[], \t\r\n"):
+            raise invalid(f"tensor {name!r}: shape {list(shape)} holds no elements, data does")
+        return Tensor(name, datatype, shape, b"")
+    # numbers hold no commas: their count is known before a single one is built
+    if datatype is not DataType.BYTES and text.count(b",") + 1 != count:
+        raise invalid(f"tensor {name!r}: shape {list(shape)} holds {count} elements, data holds {text.count(b',') + 1}")
     try:
         values = _data_decoder(datatype, depth).decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise invalid(f"tensor {name!r}: data does not fit {datatype.value} {list(shape)}: {error}") from error
-    for _ in range(depth - 1):
-        values = list(itertools.chain.from_iterable(values))
-    if len(values) != count:
-        raise invalid(f"tensor {name!r}: shape {list(shape)} holds {count} elements, data holds {len(values)}")
+    flat = _flat(name, shape, values, depth)
     if datatype is DataType.BYTES:
-        return Tensor(name, datatype, shape, join_bytes([value.encode() for value in values]))
+        return Tensor(name, datatype, shape, join_bytes([value.encode() for value in flat]))
     try:
-        with np.errstate(over="ignore"):
-            return Tensor(name, datatype, shape, np.array(values, dtype=datatype.numpy).tobytes())
-    except (OverflowError, ValueError) as error:
+        with np.errstate(over="raise"):
+            return Tensor(name, datatype, shape, np.array(flat, dtype=datatype.numpy).tobytes())
+    except (ArithmeticError, ValueError) as error:
         raise invalid(f"tensor {name!r}: a value does not fit {datatype.value}") from error
 
 
-_NUMBERS = msgspec.json.Encoder()
+def _flat(name: str, shape: Shape, values: list[Any], depth: int) -> list[Any]:
+    """The elements of lists nested `depth` deep. Lists as deep as the shape must be as long as it says, too."""
+    for axis in range(depth - 1):
+        if depth == len(shape) and any(len(row) != shape[axis + 1] for row in values):
+            raise invalid(f"tensor {name!r}: data is nested otherwise than its shape {list(shape)}")
+        values = list(itertools.chain.from_iterable(values))
+    if len(values) != element_count(shape):
+        raise invalid(
+            f"tensor {name!r}: shape {list(shape)} holds {element_count(shape)} elements, data holds {len(values)}"
+        )
+    return values
+
+
+_encoder = msgspec.json.Encoder()
 
 
 def json_data(tensor: Tensor) -> bytes:
@@ -151,20 +176,14 @@ def json_data(tensor: Tensor) -> bytes:
         )
     if tensor.datatype is DataType.BYTES:
         try:
-            texts = []
-            offset = 0
-            view = memoryview(tensor.data)
-            for _ in range(element_count(tensor.shape)):
-                end = offset + 4 + int.from_bytes(view[offset : offset + 4], "little")
-                texts.append(str(view[offset + 4 : end], "utf-8"))
-                offset = end
+            elements = split_bytes(tensor.data, element_count(tensor.shape))
+            return _encoder.encode([element.decode() for element in elements])
         except UnicodeDecodeError as error:
             raise invalid(f"output {tensor.name!r}: its bytes are not UTF-8; ask for binary data") from error
-        return _NUMBERS.encode(texts)
     values = np.frombuffer(tensor.data, dtype=tensor.datatype.numpy)
     if tensor.datatype in (DataType.FP32, DataType.FP64) and not np.isfinite(values).all():
         return ("[" + ",".join(_number(value) for value in values.tolist()) + "]").encode()
-    return _NUMBERS.encode(values.tolist())
+    return _encoder.encode(values.tolist())
 
 
 def _number(value: float) -> str:
@@ -315,10 +334,10 @@ def check_control_request(body: bytes) -> None:
 
 
 def _small(body: bytes, kind: type[Any]) -> Any:
-    check_depth(body, 64)
+    check_structure(body, 64)
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise invalid(f"failed to parse the request JSON: {error}") from error
 
 

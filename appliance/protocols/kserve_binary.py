@@ -18,17 +18,16 @@ from appliance.core.request import (
     InferenceRequest,
     InferenceResponse,
     ModelName,
-    Parameter,
     RequestedOutput,
     RequestId,
     Version,
 )
-from appliance.core.tensor import DataType, Tensor, datatype_of, element_count
+from appliance.core.tensor import Buffer, DataType, Tensor, datatype_of, element_count
 from appliance.protocols.kserve import (
     MAX_PARAMETERS,
     InputDocument,
     RequestDocument,
-    check_depth,
+    check_structure,
     decode_request,
     json_data,
     quoted,
@@ -81,7 +80,7 @@ def decode_infer(
     if len(text) > limits.max_json_bytes:
         raise too_large("the JSON part of the request", limits.max_json_bytes)
     if len(text) > limits.max_json_depth:
-        check_depth(text, limits.max_json_depth)
+        check_structure(text, limits.max_json_depth)
     document = decode_request(text)
     tensors = []
     offset = len(text)
@@ -96,17 +95,18 @@ def decode_infer(
 def _input(document: InputDocument, body: memoryview, offset: int) -> tuple[Tensor, int]:
     """One input, and where the next one's bytes begin."""
     datatype = datatype_of(document.datatype)
-    size = None
-    if document.parameters is not UNSET:
-        size = document.parameters.get("binary_data_size")
-        if "shared_memory_region" in document.parameters:
-            raise unsupported(f"input {document.name!r}: shared memory is not offered; send the data in the request")
-    if size is None:
-        if document.data is UNSET:
+    parameters = document.parameters or {}
+    if "shared_memory_region" in parameters:
+        raise unsupported(f"input {document.name!r}: shared memory is not offered; send the data in the request")
+    size = parameters.get("binary_data_size")
+    data = document.data
+    if data is UNSET or bytes(data) == b"null":
+        if size is None:
             raise invalid(f"input {document.name!r} must have one of 'data' and 'parameters.binary_data_size'")
-        return tensor_from_json(document.name, datatype, document.shape, document.data), offset
-    if document.data is not UNSET:
+    elif size is not None:
         raise invalid(f"input {document.name!r} has both 'data' and 'binary_data_size'; send one")
+    else:
+        return tensor_from_json(document.name, datatype, document.shape, data), offset
     if type(size) is not int or size < 0:
         raise invalid(f"input {document.name!r}: binary_data_size must be a number of bytes, {size!r:.40} came")
     if size > len(body) - offset:
@@ -119,11 +119,12 @@ def _input(document: InputDocument, body: memoryview, offset: int) -> tuple[Tens
 def _request(
     document: RequestDocument, tensors: tuple[Tensor, ...], model: ModelName, version: Version
 ) -> tuple[InferenceRequest, ReplyFormat]:
-    if len(document.id) > MAX_ID:
-        raise invalid(f"the request id may have {MAX_ID} characters, it has {len(document.id)}")
-    if document.parameters is UNSET and not document.outputs:
-        return InferenceRequest(model, tensors, version, RequestId(document.id)), JSON_REPLY
-    parameters = {} if document.parameters is UNSET else dict(document.parameters)
+    request_id = RequestId(document.id or "")
+    if len(request_id) > MAX_ID:
+        raise invalid(f"the request id may have {MAX_ID} characters, it has {len(request_id)}")
+    if not document.parameters and not document.outputs:
+        return InferenceRequest(model, tensors, version, request_id), JSON_REPLY
+    parameters = document.parameters or {}
     if len(parameters) > MAX_PARAMETERS:
         raise invalid(f"at most {MAX_PARAMETERS} parameters are allowed")
     default = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
@@ -135,15 +136,13 @@ def _request(
     if parameters.pop("sequence_id", 0) or parameters.pop("sequence_start", False):
         raise unsupported("sequences are not supported: every request stands alone")
     parameters.pop("sequence_end", None)
-    for key, value in parameters.items():
+    for key in parameters:
         if key.startswith(RESERVED):
             raise invalid(f"parameter {key[:64]!r}: names that start with {RESERVED!r} are reserved")
-        if not isinstance(value, str | int | float | bool):
-            raise invalid(f"parameter {key[:64]!r} must be a string, a number or a boolean")
     outputs = []
     listed: dict[str, bool] | None = None
-    for output in document.outputs:
-        wishes: dict[str, Any] = {} if output.parameters is UNSET else output.parameters
+    for output in document.outputs or ():
+        wishes = output.parameters or {}
         if "shared_memory_region" in wishes:
             raise unsupported(f"output {output.name!r}: shared memory is not offered; take the data from the answer")
         classes = _count(wishes.get("classification", 0), "classification", MAX_CLASSES)
@@ -154,18 +153,14 @@ def _request(
         model,
         tensors,
         version,
-        RequestId(document.id),
+        request_id,
         tuple(outputs),
         priority,
         timeout_us / 1e6 if timeout_us else None,
         stream,
-        parameters=_scalars(parameters),
+        parameters=parameters,
     )
     return request, ReplyFormat(default, listed)
-
-
-def _scalars(parameters: dict[str, Any]) -> dict[str, Parameter]:
-    return parameters
 
 
 def _flag(value: Any, name: str) -> bool:
@@ -205,16 +200,17 @@ def _decode_raw(
     return InferenceRequest(model, (tensor,), version), BINARY_REPLY
 
 
-def encode_infer(response: InferenceResponse, form: ReplyFormat) -> tuple[int | None, list[bytes]]:
+def encode_infer(response: InferenceResponse, form: ReplyFormat) -> tuple[int | None, list[Buffer]]:
     """The answer's body in parts, and the length of its JSON document if binary outputs follow it (else None).
 
-    `id` is there if the request had one. An empty binary output has a size of 0 and no bytes.
+    `id` is there if the request had one. An empty binary output has a size of 0 and no bytes. INVALID_ARGUMENT for an output that
+    has no JSON form and was not asked for in binary.
     """
     pieces = [f'{{"model_name":{quoted(response.model)},"model_version":{quoted(response.version)}']
     if response.id:
         pieces.append(f',"id":{msgspec.json.encode(response.id).decode()}')
     pieces.append(',"outputs":[')
-    blobs: list[bytes] = []
+    parts: list[Buffer] = [b""]
     separator = ""
     for tensor in response.outputs:
         binary = form.default if form.listed is None else form.listed.get(tensor.name, form.default)
@@ -223,13 +219,13 @@ def encode_infer(response: InferenceResponse, form: ReplyFormat) -> tuple[int | 
             f'"shape":[{",".join(map(str, tensor.shape))}]'
         )
         if binary:
-            pieces.append(f',"parameters":{{"binary_data_size":{len(tensor.data)}}}}}')
-            blobs.append(bytes(tensor.data) if not isinstance(tensor.data, bytes) else tensor.data)
+            size = len(tensor.data)
+            pieces.append(f',"parameters":{{"binary_data_size":{size}}}}}')
+            if size:
+                parts.append(tensor.data)
         else:
             pieces.append(f',"data":{json_data(tensor).decode()}}}')
         separator = ","
     pieces.append("]}")
-    text = "".join(pieces).encode()
-    if any(blobs):
-        return len(text), [text, *blobs]
-    return None, [text]
+    parts[0] = text = "".join(pieces).encode()
+    return (len(text) if len(parts) > 1 else None), parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 
 READY_TIMEOUT_S = 60.0
+QUIET_SAMPLE_S = 0.25
 
 
 def free_port() -> int:
@@ -27,9 +29,33 @@ def free_port() -> int:
 
 
 def machine_cpu_s() -> float:
-    """Seconds that all cores have worked since the boot, by the kernel's count."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    """Seconds that all cores have worked since the boot, by the kernel's count; what a hypervisor took away counts too."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+class Watch:
+    """What others did with the machine since this was made: all that it worked, less this process and its ended children."""
+
+    def __init__(self) -> None:
+        self._machine = machine_cpu_s()
+        self._own = sum(os.times()[:4])
+        self._begun = time.perf_counter()
+
+    def others_cores(self, server_cpu_s: float = 0.0) -> float:
+        """Cores in use by others on average; `server_cpu_s` is what a child that still runs has used meanwhile."""
+        own = sum(os.times()[:4]) - self._own + server_cpu_s
+        return max(0.0, machine_cpu_s() - self._machine - own) / (time.perf_counter() - self._begun)
+
+
+def await_quiet(limit_s: float, cores: float) -> None:
+    """Wait until others use fewer than `cores`, but not longer than `limit_s`: a measurement beside others is of them as well."""
+    until = time.perf_counter() + limit_s
+    while time.perf_counter() < until:
+        watch = Watch()
+        time.sleep(QUIET_SAMPLE_S)
+        if watch.others_cores() < cores:
+            return
 
 
 class Appliance:
@@ -55,14 +81,22 @@ class Appliance:
         )
         started = time.perf_counter()
         self._process = subprocess.Popen([sys.executable, "-m", "appliance", "serve", "--config", str(config)])
+        try:
+            self._await_ready(started)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.ready_s = time.perf_counter() - started
+        return self
+
+    def _await_ready(self, started: float) -> None:
+        assert self._process is not None
         while not self._ready():
             if self._process.poll() is not None:
                 raise RuntimeError(f"the appliance ended with status {self._process.returncode}")
             if time.perf_counter() - started > READY_TIMEOUT_S:
                 raise RuntimeError("the appliance did not become ready")
             time.sleep(0.01)
-        self.ready_s = time.perf_counter() - started
-        return self
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self.http.removeprefix("http://"), timeout=2)
@@ -97,6 +131,7 @@ class Appliance:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Echo:
@@ -115,9 +150,13 @@ class Echo:
                 if kind == "echo-http":
                     socket.create_connection(("127.0.0.1", int(address))).close()
                     return self
+                if address.startswith("tcp://"):
+                    socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))).close()
+                    return self
                 if address.startswith("ipc://") and Path(address[6:]).exists():
                     return self
             time.sleep(0.02)
+        self.__exit__()
         raise RuntimeError(f"{kind} did not start")
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
 """What each URL means: routes to use cases, use cases to documents.
 
-Knows the service and the codecs, and of HTTP only methods, paths and header lines. One function answers each route; slow ones
-(load, unload, events) run as tasks owned here.
+Knows the service and the codecs, and of HTTP only methods, paths and header lines. One function answers each route; what takes
+longer (load, unload, much compression) runs in tasks owned here.
 """
 
 from __future__ import annotations
@@ -10,42 +10,43 @@ import asyncio
 import logging
 import re
 import uuid
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 
 from appliance.config import HttpConfig
 from appliance.core.description import ModelDescription
 from appliance.core.errors import ApplianceError, ErrorCode, invalid, not_found, unsupported
-from appliance.core.request import InferenceResponse, ModelName, Version
+from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
+from appliance.core.tensor import Buffer
 from appliance.protocols import kserve
-from appliance.protocols.kserve_binary import JSON_REPLY, Limits, ReplyFormat, decode_infer, encode_infer
+from appliance.protocols.kserve_binary import Limits, ReplyFormat, decode_infer, encode_infer
 from appliance.transports.http import compression
-from appliance.transports.http.connection import Exchange
+from appliance.transports.http.connection import JSON_HEAD, Exchange
+from appliance.transports.http.origin import check_origin
 
 if TYPE_CHECKING:
     from appliance.service import Event, InferenceService, Ticket
 
 log = logging.getLogger(__name__)
 
-JSON_HEAD = b"Content-Type: application/json\r\n"
 METRICS_HEAD = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+BINARY_HEAD = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"
+LINES_TYPE = "application/x-ndjson"
 
 KNOWN_PATHS = 1024
 """Paths whose meaning is remembered; clients use a handful."""
 
-EVENT_BACKLOG = 256
-"""Events that wait for a client of /v2/appliance/events; whoever falls further behind is cut off and may come again."""
-
 SMALL_BODY_BYTES = 64 << 10
-"""What a request other than an inference may carry."""
+"""What a request other than an inference may carry, inflated or not."""
 
-MODEL_PATH = re.compile(r"^/v2/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?$")
-REPOSITORY_PATH = re.compile(r"^/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))$")
-MEMORY_PATH = re.compile(r"^/v2/(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(status|register|unregister)$")
+MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?")
+REPOSITORY_PATH = re.compile(r"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))")
+MEMORY_PATH = re.compile(r"/v2/(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(status|register|unregister)")
+LIMIT_QUERY = re.compile(r"[?&]limit=([0-9]{1,9})(?:&|$)")
+AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://[^/?]*", re.IGNORECASE)
 
 Handler = Callable[[Exchange, "Route"], None]
 
@@ -86,32 +87,48 @@ class HttpApplication:
 
     # --- the connection's calls ---
 
-    def check(self, exchange: Exchange) -> None:
-        """Refuse by the head alone what needs no body: an unknown path, a wrong method, a foreign page."""
-        route = self._route(exchange.path)
-        if route is None:
-            raise not_found("Not Found")
-        if exchange.method not in (route.method, "HEAD" if route.method == "GET" else route.method):
-            return  # answered by `handle`, which can name the method to use
-        if route.changes:
-            _check_origin(exchange)
-        if route.action != "infer" and int(exchange.headers.get("Content-Length") or 0) > SMALL_BODY_BYTES:
-            raise kserve.too_large("the body", SMALL_BODY_BYTES)
-
-    def handle(self, exchange: Exchange) -> None:
-        """Answer, now or later. Nothing raised here reaches the connection."""
+    def check(self, exchange: Exchange) -> int:
+        """The bytes that the body may have. An unknown path, a wrong method and a foreign page are answered at once."""
         try:
             route = self._route(exchange.path)
             if route is None:
                 raise not_found("Not Found")
             if exchange.method != route.method and not (exchange.method == "HEAD" and route.method == "GET"):
-                self._wrong_method(exchange, route)
-                return
-            route.handler(exchange, route)
+                _wrong_method(exchange, route.method)
+            elif route.changes:
+                check_origin(exchange.headers)
         except ApplianceError as error:
-            self._error(exchange, error)
-        except Exception:
-            self._bug(exchange)
+            self.fail(exchange, error)
+            return 0
+        return self._config.max_body_bytes if route.action == "infer" else SMALL_BODY_BYTES
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer, now or later. Nothing raised here reaches the connection."""
+        route = self._route(exchange.path)
+        assert route is not None
+        try:
+            route.handler(exchange, route)
+        except Exception as error:
+            self.fail(exchange, error)
+
+    def fail(self, exchange: Exchange, error: Exception) -> None:
+        """Answer with an error; one that is not ours is logged, and the client gets its number."""
+        known = error if isinstance(error, ApplianceError) else self.bug()
+        if not exchange.replied:
+            more = (
+                b"Accept-Encoding: gzip, deflate\r\n"
+                if isinstance(error, compression.UnsupportedEncodingError)
+                else b""
+            )
+            exchange.reply_error(known, more)
+
+    def bug(self) -> ApplianceError:
+        """An exception that nobody expected is being handled: log it, and give what the client may know."""
+        number = uuid.uuid4().hex[:12]
+        log.exception("http.bug", extra={"fields": {"incident": number}})
+        return ApplianceError(ErrorCode.INTERNAL, f"internal error {number}; the appliance's log says more")
+
+    # --- paths ---
 
     def _route(self, path: str) -> Route | None:
         """The meaning of a path; its query is ignored."""
@@ -120,28 +137,29 @@ class HttpApplication:
         except KeyError:
             pass
         route = self._parse(path)
-        if len(self._routes) >= KNOWN_PATHS:
-            self._routes.clear()
         if len(path) <= 1024:
+            if len(self._routes) >= KNOWN_PATHS:
+                self._routes.clear()
             self._routes[path] = route
         return route
 
     def _parse(self, target: str) -> Route | None:
-        path = urlsplit(target).path if "://" in target.partition("?")[0] else target.partition("?")[0]
+        if not target.startswith("/"):  # the absolute form, as sent to a proxy
+            target = AUTHORITY.sub("", target, count=1)
+        path = target.partition("?")[0].partition("#")[0]
         fixed = self._fixed.get(path)
         if fixed is not None:
             return fixed
-        if match := MODEL_PATH.match(path):
+        if match := MODEL_PATH.fullmatch(path):
             return self._model_route(ModelName(unquote(match[1])), Version(match[2] or ""), match[3] or "")
-        if match := REPOSITORY_PATH.match(path):
+        if match := REPOSITORY_PATH.fullmatch(path):
             if match[1]:
-                return Route("POST", self._named_repository)
+                return Route("POST", _named_repository)
             if match[2]:
                 return Route("POST", self._index)
             return Route("POST", self._control, ModelName(unquote(match[3])), action=match[4], changes=True)
-        if match := MEMORY_PATH.match(path):
-            method = "GET" if match[1] == "status" else "POST"
-            return Route(method, self._shared_memory, action=match[1])
+        if match := MEMORY_PATH.fullmatch(path):
+            return Route("GET" if match[1] == "status" else "POST", _shared_memory, action=match[1])
         return None
 
     def _model_route(self, model: ModelName, version: Version, action: str) -> Route:
@@ -159,38 +177,84 @@ class HttpApplication:
 
     def _infer(self, exchange: Exchange, route: Route) -> None:
         headers = exchange.headers
-        body = exchange.body
-        encoding = headers.get("Content-Encoding")
-        if encoding is not None:
-            body = compression.inflate(body, encoding, self._config.max_body_bytes)
         length = headers.get("Inference-Header-Content-Length")
         header_length = None if length is None else _length(length)
-        model, version = route.model, route.version
+        if not compression.encoded(headers.get("Content-Encoding")):
+            self._infer_plain(exchange, route, header_length, exchange.body)
+            return
+        limit = self._config.max_json_bytes if header_length is None else self._config.max_body_bytes
+        self._inflated(exchange, limit, lambda body: self._infer_plain(exchange, route, header_length, body))
 
+    def _infer_plain(self, exchange: Exchange, route: Route, header_length: int | None, body: Buffer) -> None:
         def describe() -> ModelDescription:
-            return self._service.describe_model(model, version)
+            return self._service.describe_model(route.model, route.version)
 
-        request, form = decode_infer(memoryview(body), header_length, model, version, self._limits, describe)
+        view = memoryview(body)
+        request, form = decode_infer(view, header_length, route.model, route.version, self._limits, describe)
         InferExchange(self, exchange, form).submit(self._service, request)
 
     def answer(self, exchange: Exchange, response: InferenceResponse, form: ReplyFormat) -> None:
         """Write an inference's answer."""
         header_length, parts = encode_infer(response, form)
         if header_length is None:
-            head = JSON_HEAD
+            self._send(exchange, 200, parts, JSON_HEAD)
         else:
-            head = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % header_length
-        self._send(exchange, 200, parts, head)
+            self._send(exchange, 200, parts, BINARY_HEAD % header_length, tensors=True)
 
-    def _send(self, exchange: Exchange, status: int, parts: list[bytes], head: bytes) -> None:
+    # --- bodies, compressed or not ---
+
+    def _send(
+        self, exchange: Exchange, status: int, parts: Sequence[Buffer], head: bytes, *, tensors: bool = False
+    ) -> None:
         """Reply, compressed if the client asked for it and it is worth it."""
         accept = exchange.headers.get("Accept-Encoding")
-        if accept is not None and sum(map(len, parts)) >= compression.MINIMUM_BYTES:
-            encoding = compression.choose(accept)
+        if accept is not None:
+            size = sum(map(len, parts))
+            encoding = compression.choose(accept, tensors=tensors) if size >= compression.MINIMUM_BYTES else ""
             if encoding:
-                parts = [compression.deflate(b"".join(parts), encoding)]
-                head += f"Content-Encoding: {encoding}\r\nVary: Accept-Encoding\r\n".encode()
+                head += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % encoding.encode()
+                pieces = compression.compress(parts, encoding)
+                if size <= compression.STEP_BYTES:
+                    exchange.reply(status, list(pieces), head)
+                else:
+                    self._spawn(exchange, _reply_in_steps(exchange, status, pieces, head), "http-compress")
+                return
         exchange.reply(status, parts, head)
+
+    def _inflated(self, exchange: Exchange, limit: int, then: Callable[[Buffer], None]) -> None:
+        """Go on with the inflated body: at once if it is small, else step by step between other people's requests."""
+        inflation = compression.Inflation(exchange.body, exchange.headers.get("Content-Encoding", ""), limit)
+        done = inflation.step()
+        exchange.reserve(inflation.nbytes)
+        if done:
+            then(inflation.data)
+            return
+
+        async def rest() -> None:
+            done = False
+            while not done:
+                await asyncio.sleep(0)
+                before = inflation.nbytes
+                done = inflation.step()
+                exchange.reserve(inflation.nbytes - before)
+            then(inflation.data)
+
+        task = self._spawn(exchange, rest(), "http-inflate")
+
+        def gone() -> None:
+            task.cancel()
+
+        exchange.on_gone = gone
+
+    def _plain(self, exchange: Exchange) -> bytes:
+        """The body of a small request."""
+        encoding = exchange.headers.get("Content-Encoding")
+        if encoding is None or not compression.encoded(encoding):
+            return bytes(exchange.body)
+        inflation = compression.Inflation(exchange.body, encoding, SMALL_BODY_BYTES)
+        while not inflation.step():  # at most twice: the limit is below one step
+            pass
+        return inflation.data
 
     # --- documents ---
 
@@ -225,20 +289,6 @@ class HttpApplication:
         ready_only = kserve.decode_index_request(self._plain(exchange))
         self._json(exchange, kserve.index_document(self._service.index(ready_only=ready_only)))
 
-    def _plain(self, exchange: Exchange) -> bytes:
-        return compression.inflate(exchange.body, exchange.headers.get("Content-Encoding", ""), SMALL_BODY_BYTES)
-
-    def _named_repository(self, exchange: Exchange, route: Route) -> None:
-        raise unsupported("repositories have no names here; use /v2/repository/…")
-
-    def _shared_memory(self, exchange: Exchange, route: Route) -> None:
-        if route.action == "register":
-            raise unsupported("shared memory is not offered; send the data in the request")
-        if route.action == "status":
-            self._json(exchange, [])
-        else:
-            exchange.reply(200, [b""], JSON_HEAD)
-
     def _serve_metrics(self, exchange: Exchange, route: Route) -> None:
         self._send(exchange, 200, [self._metrics()], METRICS_HEAD)
 
@@ -255,42 +305,45 @@ class HttpApplication:
         work = self._service.load if route.action == "load" else self._service.unload
 
         async def run() -> None:
-            try:
-                await work(route.model)
-            except ApplianceError as error:
-                self._error(exchange, error)
-            except Exception:
-                self._bug(exchange)
-            else:
-                exchange.reply(200, [b""], JSON_HEAD)
+            await work(route.model)
+            exchange.reply(200, [], JSON_HEAD)
 
-        self._own(run(), f"{route.action}-{route.model}")
+        # a client that goes away does not stop it
+        self._spawn(exchange, run(), f"http-{route.action}")
 
     def _events(self, exchange: Exchange, route: Route) -> None:
-        """Events as JSON lines, from now on, until the client goes or falls behind."""
-        limit = _query_number(exchange.path, "limit")
-        write = exchange.begin_stream("application/x-ndjson")
-        waiting: deque[bytes] = deque()
-        sent = 0
+        """Events as JSON lines, from now on, until the client goes, falls behind or has the number that it asked for."""
+        if exchange.method == "HEAD":
+            exchange.reply(200, [], f"Content-Type: {LINES_TYPE}\r\n".encode())
+            return
+        match = LIMIT_QUERY.search(exchange.path)
+        left = int(match[1]) if match else 0
+        write = exchange.begin_stream(LINES_TYPE)
 
         def tell(event: Event) -> None:
-            nonlocal sent
-            waiting.append(msgspec.json.encode(event) + b"\n")
-            keeps_up = True
-            while waiting and keeps_up:
-                keeps_up = write(waiting.popleft())
-            sent += 1
-            if len(waiting) > EVENT_BACKLOG or (limit and sent >= limit):
+            nonlocal left
+            keeps_up = write(msgspec.json.encode(event) + b"\n")
+            left -= 1
+            if left == 0 or not keeps_up:
                 end()
                 exchange.close_stream()
 
         end = self._service.subscribe(tell)
         exchange.on_gone = end
 
-    def _own(self, coroutine: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.create_task(coroutine, name=name)
+    def _spawn(self, exchange: Exchange, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Run what ends in an answer; its errors are answers too."""
+
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:
+                self.fail(exchange, error)
+
+        task = asyncio.create_task(run(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """End what still runs."""
@@ -298,43 +351,21 @@ class HttpApplication:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # --- errors ---
-
-    def _error(self, exchange: Exchange, error: ApplianceError) -> None:
-        if exchange.replied:
-            return
-        if error.code is ErrorCode.UNSUPPORTED and "Content-Encoding" in error.message:
-            exchange.reply(
-                501, [kserve.error_document(error.message)], JSON_HEAD + b"Accept-Encoding: gzip, deflate\r\n"
-            )
-            return
-        exchange.reply_error(error, self._config.default_retry_after_s)
-
-    def _wrong_method(self, exchange: Exchange, route: Route) -> None:
-        message = f"{exchange.method} is not allowed here; use {route.method}"
-        exchange.reply(405, [kserve.error_document(message)], JSON_HEAD + f"Allow: {route.method}\r\n".encode())
-
-    def _bug(self, exchange: Exchange) -> None:
-        """An exception of ours: logged once with a number that the client gets too."""
-        number = uuid.uuid4().hex[:12]
-        log.exception("http.bug", extra={"fields": {"request": number, "method": exchange.method}})
-        if not exchange.replied:
-            exchange.reply(500, [kserve.error_document(f"internal error {number}; the log has the details")], JSON_HEAD)
-
 
 class InferExchange:
     """One inference between its admission and its answer."""
 
     __slots__ = ("_application", "_exchange", "_form", "_service", "_ticket")
 
-    def __init__(self, application: HttpApplication, exchange: Exchange, form: ReplyFormat = JSON_REPLY) -> None:
+    _service: InferenceService
+    _ticket: Ticket
+
+    def __init__(self, application: HttpApplication, exchange: Exchange, form: ReplyFormat) -> None:
         self._application = application
         self._exchange = exchange
         self._form = form
-        self._ticket: Ticket | None = None
-        self._service: InferenceService | None = None
 
-    def submit(self, service: InferenceService, request: Any) -> None:
+    def submit(self, service: InferenceService, request: InferenceRequest) -> None:
         """Admit the request; from then on a client that goes away cancels it."""
         self._service = service
         self._ticket = service.submit(request, self.done)
@@ -344,37 +375,45 @@ class InferExchange:
         """The one answer."""
         exchange = self._exchange
         exchange.on_gone = None
-        if exchange.replied:
-            return
         try:
             if isinstance(outcome, ApplianceError):
-                self._application._error(exchange, outcome)
+                self._application.fail(exchange, outcome)
             else:
                 self._application.answer(exchange, outcome, self._form)
-        except ApplianceError as error:
-            self._application._error(exchange, error)
-        except Exception:
-            self._application._bug(exchange)
+        except Exception as error:
+            self._application.fail(exchange, error)
 
     def gone(self) -> None:
         """The client hung up: nobody waits for this any more."""
-        if self._service is not None and self._ticket is not None:
-            self._service.cancel(self._ticket)
+        self._service.cancel(self._ticket)
+
+
+async def _reply_in_steps(exchange: Exchange, status: int, pieces: compression.Pieces, head: bytes) -> None:
+    parts = []
+    for piece in pieces:
+        parts.append(piece)
+        await asyncio.sleep(0)
+    exchange.reply(status, parts, head)
+
+
+def _named_repository(exchange: Exchange, route: Route) -> None:
+    raise unsupported("repositories have no names here; use /v2/repository/…")
+
+
+def _shared_memory(exchange: Exchange, route: Route) -> None:
+    """Clients ask for the status and unregister everything before they begin: both are true of nothing."""
+    if route.action == "register":
+        raise unsupported("shared memory is not offered; send the data in the request")
+    exchange.reply(200, [b"[]"] if route.action == "status" else [], JSON_HEAD)
+
+
+def _wrong_method(exchange: Exchange, allowed: str) -> None:
+    message = f"{exchange.method} is not allowed here; use {allowed}"
+    listed = "GET, HEAD" if allowed == "GET" else allowed
+    exchange.reply(405, [kserve.error_document(message)], JSON_HEAD + f"Allow: {listed}\r\n".encode())
 
 
 def _length(value: str) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > 12:
         raise invalid(f"Inference-Header-Content-Length must be a number of bytes, {value[:40]!r} came")
     return int(value)
-
-
-def _query_number(path: str, name: str) -> int:
-    match = re.search(rf"[?&]{name}=([0-9]{{1,9}})(?:&|$)", path)
-    return int(match[1]) if match else 0
-
-
-def _check_origin(exchange: Exchange) -> None:
-    """A web page of another site must not load or unload models through somebody's browser (DNS rebinding, CSRF)."""
-    origin = exchange.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != exchange.headers.get("Host", ""):
-        raise ApplianceError(ErrorCode.PERMISSION_DENIED, "a page of another origin may not change anything here")

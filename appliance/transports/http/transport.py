@@ -10,8 +10,9 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Sequence
+from email.utils import formatdate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import http_parser
 
@@ -30,6 +31,9 @@ BACKLOG = 512
 DRAIN_S = 5.0
 """How long `drain` waits for answers that are being written to clients that still read."""
 
+EXCESS = 128
+"""Connections beyond the limit that are told so; further ones are dropped without a word."""
+
 
 class HttpTransport:
     """See the module. `start`, then `drain` (no new connections, open requests end), then `close`."""
@@ -46,13 +50,16 @@ class HttpTransport:
         self.config = config
         self.application = HttpApplication(service, config, metrics)
         self.closing = False
+        self.date = _date()
         self.statuses: dict[int, int] = {}
+        self.refusals: dict[str, int] = {}
+        self.bytes_in_flight = 0
         self.addresses: list[str] = []
         self._unix_socket = unix_socket
+        self._bound: tuple[int, int] | None = None
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._connections: set[Connection] = set()
-        self._bytes = 0
         self._sweep: asyncio.Task[None] | None = None
         self._quiet = RateLimit()
 
@@ -68,38 +75,45 @@ class HttpTransport:
             return Connection(self, loop)
 
         for given in self._sockets:
-            await self._listen(await loop.create_server(connection, sock=given, backlog=BACKLOG))
+            self._listening(await loop.create_server(connection, sock=given, backlog=BACKLOG))
         if not self._sockets:
-            await self._listen(
-                await loop.create_server(
-                    connection, self.config.host, self.config.port, backlog=BACKLOG, reuse_address=True
-                )
-            )
+            host, port = self.config.host, self.config.port
+            self._listening(await loop.create_server(connection, host, port, backlog=BACKLOG, reuse_address=True))
         if self._unix_socket is not None:
-            _remove_stale(Path(self._unix_socket))
-            before = os.umask(0o117)
-            try:
-                server = await loop.create_unix_server(connection, self._unix_socket, backlog=BACKLOG)
-            finally:
-                os.umask(before)
-            self._servers.append(server)
-            self.addresses.append(f"unix:{self._unix_socket}")
+            await self._listen_on_path(connection, self._unix_socket)
         self._sweep = asyncio.create_task(self._enforce_deadlines(), name="http-deadlines")
 
-    async def _listen(self, server: asyncio.Server) -> None:
+    async def _listen_on_path(self, connection: Callable[[], Connection], path: str) -> None:
+        _remove_stale(Path(path))
+        before = os.umask(0o117)
+        try:
+            server = await asyncio.get_running_loop().create_unix_server(connection, path, backlog=BACKLOG)
+        finally:
+            os.umask(before)
+        self._bound = _identity(path)
+        self._listening(server)
+
+    def _listening(self, server: asyncio.Server) -> None:
         self._servers.append(server)
         for listener in server.sockets:
             name = listener.getsockname()
             if isinstance(name, tuple):
+                # accepted connections inherit it: a peer that lost its power is noticed some day
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 host = f"[{name[0]}]" if ":" in name[0] else name[0]
                 self.addresses.append(f"http://{host}:{name[1]}")
+            else:
+                self.addresses.append(f"unix:{name}")
 
     # --- what connections share ---
 
     def admit(self, connection: Connection) -> bool:
         """Whether there is room for one more."""
         self._connections.add(connection)
-        return len(self._connections) <= self.config.max_connections and not self.closing
+        excess = len(self._connections) - self.config.max_connections
+        if excess > EXCESS and connection.transport is not None:
+            connection.transport.abort()
+        return excess <= 0 and not self.closing
 
     def forget(self, connection: Connection) -> None:
         """It is gone."""
@@ -107,25 +121,28 @@ class HttpTransport:
 
     def reserve(self, nbytes: int) -> None:
         """Take (or give back) room for a body. RESOURCE_EXHAUSTED if there is none."""
-        if nbytes > 0 and self._bytes + nbytes > self.config.max_bytes_in_flight:
+        if nbytes > 0 and self.bytes_in_flight + nbytes > self.config.max_bytes_in_flight:
             raise ApplianceError(
                 ErrorCode.RESOURCE_EXHAUSTED,
-                f"{self._bytes} bytes of requests are being read, {self.config.max_bytes_in_flight} may",
+                f"{self.bytes_in_flight} bytes of requests are in flight, {self.config.max_bytes_in_flight} may be; come again",
                 retry_after_s=self.config.default_retry_after_s,
             )
-        self._bytes += nbytes
+        self.bytes_in_flight += nbytes
 
     def count(self, status: int) -> None:
         """A reply went out."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
 
-    def malformed(self, connection: Connection, error: Any) -> None:
+    def refused(self, reason: str) -> None:
+        """A limit did its work."""
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+
+    def malformed(self, connection: Connection, error: BaseException) -> None:
         """A client does not speak HTTP: one line per address and second, the rest counted."""
         suppressed = self._quiet.allow(connection.peer)
-        if suppressed is None:
-            return
-        fields = {"peer": connection.peer, "error": " ".join(str(error).split())[:200], "suppressed": suppressed}
-        log.warning("http.malformed", extra={"fields": fields})
+        if suppressed is not None:
+            fields = {"peer": connection.peer, "error": " ".join(str(error).split())[:200], "suppressed": suppressed}
+            log.warning("http.malformed", extra={"fields": fields})
 
     @property
     def connections(self) -> int:
@@ -137,9 +154,15 @@ class HttpTransport:
         shortest = min(config.header_timeout_s, config.body_timeout_s, config.idle_timeout_s, config.write_timeout_s)
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))
+            self.date = _date()
             now = time.monotonic()
             for connection in list(self._connections):
-                connection.overdue(now)
+                try:
+                    connection.overdue(now)
+                except Exception:
+                    # one connection's trouble must not end everybody's deadlines
+                    log.exception("http.sweep_failed")
+                    connection.close()
 
     # --- the end ---
 
@@ -167,24 +190,38 @@ class HttpTransport:
         await self.application.close()
         for connection in list(self._connections):
             connection.close()
-        if self._unix_socket is not None and self.addresses:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._unix_socket)  # noqa: PTH108  pathlib's is taken for a blocking call, and this one is at the end
         self._servers.clear()
+        if self._unix_socket is not None and self._bound is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if _identity(self._unix_socket) == self._bound:  # another's, by now, stays
+                    os.unlink(self._unix_socket)  # noqa: PTH108  pathlib's is taken for a blocking call, and this one is at the end
+            self._bound = None
+
+
+def _date() -> bytes:
+    return f"Date: {formatdate(usegmt=True)}\r\n".encode()
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # noqa: PTH116  pathlib's is taken for a blocking call in a coroutine, and this one is at start and end
+    return status.st_dev, status.st_ino
 
 
 def _remove_stale(path: Path) -> None:
     """Remove a socket that nobody listens on. FileExistsError if somebody does, or if it is no socket at all."""
     try:
-        mode = path.stat().st_mode
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(f"{path} exists and is no socket; remove it or choose another http.unix_socket")
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)  # a full backlog would hold us for ever
         try:
             probe.connect(str(path))
-        except OSError:
+        except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return
+        except TimeoutError:
+            pass
     raise FileExistsError(f"another process listens on {path}; is an appliance running already?")

@@ -1,0 +1,71 @@
+"""What is read from disk, and what is said of folders that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.core.request import ModelName
+from appliance.lifecycle.repository import Repository
+
+
+def model(root: Path, name: str, *versions: str, manifest: str = "", labels: str = "") -> Path:
+    folder = root / name
+    folder.mkdir()
+    for version in versions:
+        (folder / version).mkdir()
+        (folder / version / "model.onnx").write_bytes(b"x")
+    if manifest:
+        (folder / "model.toml").write_text(manifest)
+    if labels:
+        (folder / "labels.txt").write_text(labels)
+    return folder
+
+
+def test_numbered_folders_with_a_model_are_versions_and_labels_are_read(tmp_path: Path) -> None:
+    model(tmp_path, "m", "1", "10", "x", "0", "01", labels="cat\ndog\n")
+    folder = Repository(tmp_path).scan()[ModelName("m")]
+    assert sorted(folder.versions) == [1, 10]
+    assert folder.versions[1].engine == "onnxruntime"
+    assert folder.labels == ("cat", "dog")
+    assert folder.problem == ""
+
+
+def test_a_changed_file_changes_its_version_s_fingerprint_and_no_other_s(tmp_path: Path) -> None:
+    folder = model(tmp_path, "m", "1", "2")
+    repository = Repository(tmp_path)
+    before = repository.scan()[ModelName("m")].versions
+    (folder / "2" / "model.onnx").write_bytes(b"other")
+    after = repository.scan()[ModelName("m")].versions
+    assert before[1].fingerprint == after[1].fingerprint
+    assert before[2].fingerprint != after[2].fingerprint
+    (folder / "model.toml").write_text('description = "new"\n')
+    assert repository.scan()[ModelName("m")].versions[1].fingerprint != after[1].fingerprint
+
+
+def test_wrong_folders_have_a_reason_without_a_path_and_do_not_hide_the_others(tmp_path: Path) -> None:
+    model(tmp_path, "good", "1")
+    model(tmp_path, "bad name", "1")
+    model(tmp_path, "typo", "1", manifest="labls = 'x'\n")
+    model(tmp_path, "nolabels", "1", manifest='labels = "names.txt"\n')
+    model(tmp_path, "outside", "1", manifest='labels = "../names.txt"\n')
+    model(tmp_path, "empty")
+    (model(tmp_path, "hollow", "1") / "1" / "model.onnx").unlink()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "file").write_text("")
+    found = Repository(tmp_path).scan()
+    assert set(found) == {"good", "bad name", "typo", "nolabels", "outside", "empty", "hollow"}
+    assert not found[ModelName("good")].problem
+    assert "did you mean 'labels'" in found[ModelName("typo")].problem
+    assert "'names.txt' is missing" in found[ModelName("nolabels")].problem
+    assert "must name a file" in found[ModelName("outside")].problem
+    assert "no version folder" in found[ModelName("empty")].problem
+    assert "no model.onnx" in found[ModelName("hollow")].broken[1]
+    assert all(str(tmp_path) not in folder.problem for folder in found.values())
+
+
+def test_a_name_from_a_client_is_never_a_path(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    model(tmp_path, "secret", "1")
+    repository = Repository(tmp_path / "repository")
+    for name in ("../secret", "..", ".", "", "a/b", "\0", "%2e%2e", "x" * 300):
+        assert repository.read(ModelName(name)) is None
