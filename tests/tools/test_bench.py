@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: what is sent, what counts as right, what medians and verdicts are made of; and once for real."""
+"""The benchmark's own arithmetic: what is sent, what is right, what medians and verdicts are made of; and once for real."""
 
 from __future__ import annotations
 
