@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -24,7 +24,7 @@ from appliance.core.description import (
     ServerDescription,
     WorkerDescription,
 )
-from appliance.core.errors import ApplianceError, unavailable
+from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
 from appliance.lifecycle.manager import Manager
@@ -122,17 +122,24 @@ class Service:
         self._events = events
         self._boot_id = uuid.uuid4().hex
         self._started = time.monotonic()
+        self._refused: Counter[tuple[ModelName, ErrorCode]] = Counter()
         self._totals: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW_S + 1)
 
     def submit(self, request: InferenceRequest, done: Done) -> Ticket:
         """See `InferenceService.submit`."""
-        if self.draining:
-            raise unavailable("the appliance is shutting down; try again in a moment", retry_after_s=DRAIN_RETRY_S)
-        version = self._manager.resolve(request.model, request.version)
-        scheduler = version.scheduler
-        if scheduler is None:
-            raise version.not_ready()
-        return cast("Ticket", scheduler.submit(request, done, time.monotonic()))
+        try:
+            if self.draining:
+                raise unavailable("the appliance is shutting down; try again in a moment", retry_after_s=DRAIN_RETRY_S)
+            version = self._manager.resolve(request.model, request.version)
+            scheduler = version.scheduler
+            if scheduler is None:
+                raise version.not_ready()
+            return cast("Ticket", scheduler.submit(request, done, time.monotonic()))
+        except ApplianceError as error:
+            # a name that does not exist here is a client's invention, and must not become a key of ours
+            model = request.model if error.code is not ErrorCode.NOT_FOUND else ModelName("")
+            self._refused[model, error.code] += 1
+            raise
 
     def cancel(self, ticket: Ticket) -> bool:
         """See `InferenceService.cancel`."""
@@ -216,8 +223,11 @@ class Service:
         return described
 
     def tick(self, now: float) -> None:
-        """Once a second: remember the totals, for the request rate."""
+        """Once a second: remember the totals, for the request rate, and tell what was refused meanwhile, by model and code."""
         self._totals.append((now, self._total()))
+        refused, self._refused = self._refused, Counter()
+        for (model, code), count in refused.items():
+            self._events.publish("requests.refused", model=model, code=str(code), count=count)
 
     def _total(self) -> int:
         return sum(

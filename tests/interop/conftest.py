@@ -1,7 +1,8 @@
 """Environments for other people's clients, and the servers that they are let loose on.
 
-`http_server` is, in turn, the HTTP transport over the fake service and the whole appliance with its models; set `APPLIANCE_INTEROP_URL`
-to let the clients loose on a running one instead. A client gets a base URL and a model's name, and nothing else.
+`http_server` is, in turn, the HTTP transport over the fake service and the whole appliance with its models; set
+`APPLIANCE_INTEROP_URL` to let the clients loose on a running one instead. A client gets a base URL and a model's name, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def http_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if given := os.environ.get("APPLIANCE_INTEROP_URL"):
         if request.param == "fake":
             pytest.skip("APPLIANCE_INTEROP_URL names the server to test")
-        yield HttpServer(given, ("digits",))
+        yield HttpServer(given, tuple(os.environ.get("APPLIANCE_INTEROP_MODELS", "digits").split(",")))
     elif request.param == "fake":
         with FakeServer() as server:
             yield HttpServer(f"http://{server.address}", ("echo",))
@@ -43,9 +44,10 @@ def http_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         house = House(tmp_path_factory.mktemp("interop"))
         house.digits()
         house.loopback("echo", shape="4")
-        house.start()
-        yield HttpServer(house.http, ("echo", "digits"))
-        house.finish()
+        try:
+            yield HttpServer(house.start().http, ("echo", "digits"))
+        finally:
+            house.finish()
 
 
 def environment(name: str) -> Path:

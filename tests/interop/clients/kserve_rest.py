@@ -24,7 +24,8 @@ async def main(url: str, model: str) -> None:
     assert await client.is_server_ready(url) is True
     assert await client.is_model_ready(url, model) is True
     assert await client.is_model_ready(url, "nope") is False
-    metadata = httpx.get(f"{url}/v2/models/{model}").json()
+    async with httpx.AsyncClient() as plain:
+        metadata = (await plain.get(f"{url}/v2/models/{model}")).json()
     answers = []
     for binary in (False, True):
         sent, body = request(model, metadata["inputs"][0], metadata["outputs"], binary)
@@ -45,7 +46,7 @@ async def main(url: str, model: str) -> None:
     else:
         raise AssertionError("an unknown model answered")
     await client.close()
-    print(f"{model}: all good")
+    sys.stdout.write(f"{model}: all good\n")
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -7,7 +7,7 @@ import sys
 sys.path.pop(0)
 
 from open_inference.openapi.client import OpenInferenceClient
-from open_inference.openapi.errors import NotFoundError
+from open_inference.openapi.core.api_error import ApiError
 from open_inference.openapi.types import InferenceRequest, RequestInput, TensorData
 
 
@@ -43,13 +43,19 @@ def main(url: str, model: str) -> None:
         assert len(values) == math.prod(answer.outputs[0].shape)
         if model == "echo":
             assert values == [float(number) for number in range(4)], values
-    try:
-        client.model_infer("nope", request=body)
-    except NotFoundError as error:
-        assert "Request for unknown model" in str(error.body), error.body
-    else:
-        raise AssertionError("an unknown model answered")
-    print(f"{model}: all good")
+    for ask in (
+        client.check_model_readiness,
+        client.read_model_metadata,
+        lambda nope: client.model_infer(nope, request=body),
+    ):
+        try:
+            ask("nope")
+        except ApiError as error:
+            assert error.status_code == 404, error
+            assert "Request for unknown model" in error.body["error"], error
+        else:
+            raise AssertionError("an unknown model answered")
+    sys.stdout.write(f"{model}: all good\n")
 
 
 main(*sys.argv[1:])
