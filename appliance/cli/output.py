@@ -44,13 +44,15 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
     for title in head:
         table.add_column(title, no_wrap=True)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        # as plain text: a shape like [batch, 10] would be taken for markup
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
     Console(width=None if terminal else 200, highlight=False).print(table)
 
 

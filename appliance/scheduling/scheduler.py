@@ -22,7 +22,7 @@ from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.core.manifest import ModelManifest
 from appliance.core.request import InferenceRequest, InferenceResponse, Timing
 from appliance.core.tensor import Tensor
-from appliance.workers.link import Instance
+from appliance.workers.link import Instance, WorkerLink
 from appliance.workers.messages import Done
 
 Outcome: TypeAlias = InferenceResponse | ApplianceError
@@ -94,6 +94,7 @@ class Scheduler:
         self._budget_s = manifest.worker.run_budget_ms / 1000
         self._busy_poll_s = manifest.worker.busy_poll_us / 1e6
         self._expected_s = 0.0
+        self._polled: WorkerLink | None = None
         self._key = 0
 
     def _limits(self, coalesce_rows: int) -> BatcherLimits:
@@ -160,6 +161,9 @@ class Scheduler:
         except ApplianceError:
             self.statistics.failures["REJECTED"] += 1
             raise
+        if self._polled is not None and self._batcher.in_flight:
+            self._polled.stop_polling()
+            self._polled = None
         if not self._pump_scheduled:
             # on the loop's next turn, so that what arrived in this one shares a batch
             self._pump_scheduled = True
@@ -209,6 +213,7 @@ class Scheduler:
             self._budget_timer = self._loop.call_later(self._budget_s, self._check_budgets)
         if 0 < self._expected_s < self._busy_poll_s and len(action.entries) == 1 == self._batcher.in_flight:
             instance.link.poll_until(now + self._busy_poll_s)
+            self._polled = instance.link
 
     def _end(self, action: Expire | Supersede | Fail, now: float) -> None:
         job: Job = action.entry.payload

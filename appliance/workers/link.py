@@ -206,6 +206,10 @@ class WorkerLink:
             self._polling = True
             self._loop.call_soon(self._poll)
 
+    def stop_polling(self) -> None:
+        """More work has come than one short run: the loop has better to do than to turn empty."""
+        self._polling_until = 0.0
+
     def _poll(self) -> None:
         self._polling = False
         if self.lost or self._readable() or time.monotonic() >= self._polling_until:

@@ -24,7 +24,7 @@ from appliance.core.tensor import Buffer
 from appliance.protocols import kserve
 from appliance.protocols.kserve_binary import Limits, ReplyFormat, decode_infer, encode_infer
 from appliance.transports.http import compression
-from appliance.transports.http.connection import JSON_HEAD, Exchange
+from appliance.transports.http.exchange import JSON_HEAD, Exchange
 from appliance.transports.http.origin import check_origin
 
 if TYPE_CHECKING:

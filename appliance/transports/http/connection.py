@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from http import HTTPStatus
 from typing import Protocol
 
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, HttpVersion11
+from aiohttp.http import HttpRequestParser
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
@@ -26,6 +26,7 @@ from appliance.core.tensor import Buffer
 from appliance.protocols.kserve import error_document, too_large
 from appliance.protocols.status import HTTP_STATUS
 from appliance.transports.http.body import DIRECT_BYTES, BodyReader
+from appliance.transports.http.exchange import Application, Exchange, error_head
 
 MAX_PIPELINED = 8
 """Requests parsed ahead on one connection; the rest waits as bytes, and reading pauses."""
@@ -38,7 +39,7 @@ byte, and each of them costs us about a microsecond."""
 MAX_HEADERS = 64
 MAX_LINE_BYTES = 8190
 NO_FLOW_CONTROL = (1 << 31) - 1
-"""The parser's own flow control is by body; ours is by connection."""
+"""Above every body: the parser's own flow control stays out of the way."""
 
 JOINED_BYTES = 64 << 10
 """Parts of an answer below this are joined into one buffer, larger ones are handed to the socket as they are."""
@@ -50,7 +51,6 @@ under the answer, and the client would never see it."""
 STREAM_BACKLOG_BYTES = 256 << 10
 """What may wait for the reader of a stream; one that falls further behind is cut off."""
 
-JSON_HEAD = b"Content-Type: application/json\r\n"
 KEEP = b"Connection: keep-alive\r\n"
 CLOSE = b"Connection: close\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -67,72 +67,6 @@ class Phase(Enum):
     LINGERING = "lingering"
 
 
-class Exchange:
-    """One request and the way to answer it."""
-
-    __slots__ = (
-        "_connection",
-        "body",
-        "headers",
-        "keep_alive",
-        "legacy",
-        "method",
-        "on_gone",
-        "path",
-        "replied",
-        "unread",
-    )
-
-    def __init__(self, connection: Connection, message: RawRequestMessage, payload: StreamReader) -> None:
-        self._connection = connection
-        self.method: str = message.method
-        self.path: str = message.path
-        self.headers: Mapping[str, str] = message.headers
-        self.keep_alive = not message.should_close
-        self.legacy = message.version < HttpVersion11
-        self.unread = not payload.is_eof()
-        self.body: Buffer = b""
-        self.replied = False
-        self.on_gone: Callable[[], None] | None = None
-
-    def reply(self, status: int, parts: Sequence[Buffer], head: bytes) -> None:
-        """Answer: a status, the body in parts, and header lines (each ended by CRLF) beside those that every reply has."""
-        if self.replied:
-            raise RuntimeError("answered twice")
-        self.replied = True
-        self._connection.write_reply(self, status, parts, head)
-
-    def reply_error(self, error: ApplianceError, more: bytes = b"") -> None:
-        """Answer with an error: its status, its message as JSON, when to come back if waiting helps, and more header lines."""
-        self.reply(HTTP_STATUS[error.code], [error_document(error.message)], self._connection.error_head(error) + more)
-
-    def reserve(self, nbytes: int) -> None:
-        """Take room for more bytes until the answer is given. RESOURCE_EXHAUSTED if there is none."""
-        self._connection.reserve(nbytes)
-
-    def begin_stream(self, content_type: str) -> Callable[[bytes], bool]:
-        """Answer with a body that goes on until `close_stream`; the result writes a part and says whether the client keeps up."""
-        self.replied = True
-        return self._connection.begin_stream(content_type)
-
-    def close_stream(self) -> None:
-        """End a streamed body, and with it the connection."""
-        self._connection.close()
-
-
-class Application(Protocol):
-    """Who answers. Called on the loop; must reply to every exchange, now or later, exactly once."""
-
-    def check(self, exchange: Exchange) -> int:
-        """By the head alone: the bytes that the body may have. May answer at once; then nothing more is read."""
-
-    def handle(self, exchange: Exchange) -> None:
-        """Begin to answer."""
-
-    def bug(self) -> ApplianceError:
-        """An exception that nobody expected is being handled: log it, and give what the client may know."""
-
-
 class Connection(BaseProtocol):
     """The protocol object of one connection."""
 
@@ -140,6 +74,7 @@ class Connection(BaseProtocol):
         super().__init__(loop)
         self._server = server
         self._config = server.config
+        self.default_retry_after_s = server.config.default_retry_after_s
         self._messages: deque[tuple[RawRequestMessage, StreamReader]] = deque()
         self._exchange: Exchange | None = None
         self._payload: StreamReader | None = None
@@ -179,13 +114,9 @@ class Connection(BaseProtocol):
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else "unix socket"
-        if not self._server.admit(self):
-            self._refuse(
-                "connections",
-                ApplianceError(
-                    ErrorCode.UNAVAILABLE, "too many connections; close one or come again", retry_after_s=1.0
-                ),
-            )
+        refusal = self._server.admit(self)
+        if refusal is not None:
+            self._refuse("connections", refusal)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone: what it waited for is cancelled."""
@@ -218,6 +149,14 @@ class Connection(BaseProtocol):
         super().resume_writing()
         self._advance()
 
+    # --- the body streams' calls: flow control is ours, by connection and not by body ---
+
+    def pause_reading(self) -> None:
+        """A body holds more than it should, which our limits see to."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """A body was read, which is no reason to read on: the next request may be waiting already."""
+
     # --- requests ---
 
     def _enter(self, phase: Phase) -> None:
@@ -245,8 +184,13 @@ class Connection(BaseProtocol):
             self._body_progress(self._payload)
         elif self._exchange is None:
             self._advance()
-        elif self._messages or self._crowded or self._broken:
+        if self._pending and self.phase not in (Phase.BODY, Phase.LINGERING):
             self._hold()
+
+    @property
+    def _pending(self) -> bool:
+        """More than the present request has come."""
+        return bool(self._messages) or self._crowded or self._broken is not None
 
     def _advance(self) -> None:
         """Begin the next request, if the client reads our answers, and go on reading when all have begun."""
@@ -261,12 +205,13 @@ class Connection(BaseProtocol):
         elif self._broken is not None:
             self._server.malformed(self, self._broken)
             self._refuse("malformed", ApplianceError(ErrorCode.INVALID_ARGUMENT, "the request is not valid HTTP"))
-        elif self._held:
-            self._held = False
-            self.transport.resume_reading()
+        else:
+            self._resume()
 
     def _hold(self) -> None:
         """Read no further: what is here must be answered first."""
+        if self.phase is Phase.HEADER:
+            self._enter(Phase.IDLE)  # the headers are here; it is we who wait, for the client to read
         if not self._held and self.transport is not None:
             self._held = True
             self.transport.pause_reading()
@@ -274,25 +219,25 @@ class Connection(BaseProtocol):
     def _next(self) -> None:
         message, payload = self._messages.popleft()
         self._requests.message_consumed()
-        exchange = self._exchange = Exchange(self, message, payload)
-        limit = self._server.application.check(exchange)
+        exchange = self._exchange = Exchange(self, message, unread=not payload.is_eof())
+        limit = self._body_limit = self._server.application.check(exchange)
         if exchange.replied:
             return
         if not exchange.unread:
             if payload.total_bytes > limit:
-                self._refuse_body("body_too_large", too_large(f"a body of {payload.total_bytes} bytes", limit))
+                self._too_large(payload.total_bytes)
             elif self._room(payload.total_bytes):
                 self._begin(payload.read_nowait(-1))
             return
         length = message.headers.get("Content-Length")
         if length is not None and int(length) > limit:
-            self._refuse_body("body_too_large", too_large(f"a body of {length} bytes", limit))
+            self._too_large(int(length))
         elif self._room(payload.total_bytes if length is None else int(length)):
             if not exchange.legacy and message.headers.get("Expect", "").lower() == "100-continue":
                 self._write(CONTINUE)
-            self._body_limit = limit
             self._payload = payload
             self._received = payload.total_bytes
+            self._crowded = False  # in the middle of a body the parser keeps nothing back
             self._enter(Phase.BODY)
             self._resume()
             if length is not None and int(length) - payload.total_bytes >= DIRECT_BYTES:
@@ -308,7 +253,7 @@ class Connection(BaseProtocol):
         try:
             self.reserve(nbytes)
         except ApplianceError as error:
-            self._refuse_body("bytes_in_flight", error)
+            self._refuse_body(error)
             return False
         return True
 
@@ -330,7 +275,7 @@ class Connection(BaseProtocol):
             self._server.malformed(self, self._broken)
             self._refuse("malformed", invalid("the request's body is not framed as HTTP wants it"))
         elif total > self._body_limit:
-            self._refuse_body("body_too_large", too_large("the body", self._body_limit))
+            self._too_large(total)
         elif total > self._reserved and not self._room(total - self._reserved):
             return
         elif payload.is_eof():
@@ -338,7 +283,8 @@ class Connection(BaseProtocol):
             self._begin(payload.read_nowait(-1))
         elif self._received - total > CHUNK_OVERHEAD_BYTES + total // CHUNK_OVERHEAD_SHARE:
             # only now: behind the end of a body, what was received may be the next request
-            self._refuse_body("tiny_chunks", invalid("the body comes in chunks that are too small"))
+            self._server.refused("tiny_chunks")
+            self._refuse_body(invalid("the body comes in chunks that are too small"))
 
     def _begin(self, body: Buffer) -> None:
         exchange = self._exchange
@@ -379,10 +325,13 @@ class Connection(BaseProtocol):
 
     # --- refusals ---
 
-    def _refuse_body(self, reason: str, error: ApplianceError) -> None:
+    def _too_large(self, nbytes: int) -> None:
+        self._server.refused("body_too_large")
+        self._refuse_body(too_large(f"a body of {nbytes} bytes", self._body_limit))
+
+    def _refuse_body(self, error: ApplianceError) -> None:
         """Answer the present request without (all of) its body."""
         self._payload = None
-        self._server.refused(reason)
         assert self._exchange is not None
         self._exchange.reply_error(error)
 
@@ -397,7 +346,7 @@ class Connection(BaseProtocol):
             return
         if self._exchange is None or not self._exchange.replied:
             body = error_document(error.message)
-            self._write(self._head(status, len(body), self.error_head(error), CLOSE) + body)
+            self._write(self._head(status, len(body), error_head(error, self.default_retry_after_s), CLOSE) + body)
             self._server.count(status)
         self._give_up()
         self._release()
@@ -423,13 +372,6 @@ class Connection(BaseProtocol):
 
     # --- replies ---
 
-    def error_head(self, error: ApplianceError) -> bytes:
-        """The header lines of an error: when to come back, if waiting helps."""
-        if error.code not in (ErrorCode.RESOURCE_EXHAUSTED, ErrorCode.UNAVAILABLE):
-            return JSON_HEAD
-        seconds = error.retry_after_s if error.retry_after_s is not None else self._config.default_retry_after_s
-        return JSON_HEAD + b"Retry-After: %d\r\n" % max(1, round(seconds + 0.49))
-
     def _head(self, status: int, length: int, lines: bytes, more: bytes) -> bytes:
         return b"%b%b%b%bContent-Length: %d\r\n\r\n" % (_status_line(status), self._server.date, lines, more, length)
 
@@ -441,8 +383,8 @@ class Connection(BaseProtocol):
     def write_reply(self, exchange: Exchange, status: int, parts: Sequence[Buffer], head: bytes) -> None:
         """Send the answer of the current exchange; then the next request, if the client reads."""
         self._release()
-        if self.transport is None or self._exchange is not exchange:
-            return  # the client is gone
+        if self.transport is None or self.transport.is_closing() or self._exchange is not exchange:
+            return  # the client is gone, or told to go
         self._server.count(status)
         self._exchange = None
         keep_alive = exchange.keep_alive and not exchange.unread and not self._server.closing
@@ -463,7 +405,7 @@ class Connection(BaseProtocol):
             self._end(linger=exchange.unread)
             return
         self._enter(Phase.IDLE)
-        if self._messages or self._held or self._crowded or self._broken is not None:
+        if self._held or self._pending:
             # not from here: a client that pipelines must not recurse us to the limit
             self._loop.call_soon(self._advance)
 
@@ -548,8 +490,8 @@ class Server(Protocol):
     def application(self) -> Application:
         """Who answers."""
 
-    def admit(self, connection: Connection) -> bool:
-        """Whether there is room for one more."""
+    def admit(self, connection: Connection) -> ApplianceError | None:
+        """UNAVAILABLE if there is no room for one more."""
 
     def forget(self, connection: Connection) -> None:
         """It is gone."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from aiohttp import http_parser
 
 from appliance.config import HttpConfig
-from appliance.core.errors import ApplianceError, ErrorCode
+from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.observability.logs import RateLimit
 from appliance.transports.http.application import HttpApplication
 from appliance.transports.http.connection import Connection
@@ -107,13 +107,15 @@ class HttpTransport:
 
     # --- what connections share ---
 
-    def admit(self, connection: Connection) -> bool:
-        """Whether there is room for one more."""
+    def admit(self, connection: Connection) -> ApplianceError | None:
+        """UNAVAILABLE if there is no room for one more."""
         self._connections.add(connection)
         excess = len(self._connections) - self.config.max_connections
         if excess > EXCESS and connection.transport is not None:
             connection.transport.abort()
-        return excess <= 0 and not self.closing
+        if self.closing:
+            return unavailable("the appliance is shutting down; come again in a moment")
+        return unavailable("too many connections; close one or come again") if excess > 0 else None
 
     def forget(self, connection: Connection) -> None:
         """It is gone."""
@@ -122,6 +124,7 @@ class HttpTransport:
     def reserve(self, nbytes: int) -> None:
         """Take (or give back) room for a body. RESOURCE_EXHAUSTED if there is none."""
         if nbytes > 0 and self.bytes_in_flight + nbytes > self.config.max_bytes_in_flight:
+            self.refused("bytes_in_flight")
             raise ApplianceError(
                 ErrorCode.RESOURCE_EXHAUSTED,
                 f"{self.bytes_in_flight} bytes of requests are in flight, {self.config.max_bytes_in_flight} may be; come again",

@@ -21,6 +21,9 @@ async def test_these_tests_run_on_the_loop_of_the_daemon() -> None:
     assert isinstance(asyncio.get_running_loop(), uvloop.Loop)
 
 
+MEGABYTE = 1 << 20
+
+
 def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
@@ -81,12 +84,16 @@ class TestPipelining:
         client = await house.connect()
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]
         body, length = infer_binary(bytes(128 << 10))
-        for _ in range(200):
+        for _ in range(400):
             client.request("POST", "/v2/models/echo/infer", body, Inference_Header_Content_Length=length)
         await until(lambda: any(connection.writing_paused for connection in house.transport._connections))
-        assert len(house.service.requests) < 200
+        for _ in range(20):  # turns of the loop in which a server that goes on reading would have read on
+            assert (await house.ask("GET", "/v2")).status == 200
+        assert len(house.service.requests) < 400
+        assert max(len(connection._messages) for connection in house.transport._connections) <= 8
+        assert client.writer.transport.get_write_buffer_size() > MEGABYTE
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]
-        for _ in range(200):
+        for _ in range(400):
             assert (await client.reply()).body.endswith(bytes(1000))
 
 
