@@ -12,6 +12,7 @@ import json
 import random
 import select
 import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -26,7 +27,7 @@ REPLY_TIMEOUT_S = 10.0
 DRAIN_S = 5.0
 """An open loop waits so long after its end for what is still on its way."""
 PRECISE_BELOW_S = 1.0
-RECEIVE_BYTES = 262_144
+RECEIVE_BYTES = 65_536
 COPY_LIMIT_BYTES = 65_536
 """ZeroMQ messages above this are sent without a copy; below it, copying is cheaper."""
 
@@ -78,14 +79,15 @@ class Meter:
         self._errors = 0
         self._first_error = ""
         self._kept: list[bytes] = []
-        self._last = 0.0
+        self._before = self._last = 0.0
 
     def begin(self) -> float:
         """The clock starts; the time."""
         now = time.perf_counter()
         self.begins = now + self._plan.warm_up_s
         self.ends = self.begins + self._plan.seconds
-        self._last = self.begins
+        self._before = self.begins if self._plan.rate_per_s else now
+        self._last = self._before
         return now
 
     def count(self, now: float, latency: float, good: bool, payload: bytes) -> None:
@@ -96,18 +98,21 @@ class Meter:
             self._first_error = self._first_error or bytes(payload[-300:]).decode(errors="replace")
         elif len(self._kept) < self._plan.keep:
             self._kept.append(bytes(payload))
-        if now >= self.begins:
+        if now < self.begins:
+            if not self._plan.rate_per_s:
+                self._before = now
+        elif now <= self.ends or self._plan.rate_per_s or len(self._latencies) < self._plan.concurrency:
             self._latencies.append(latency)
             self._last = now
 
     def result(self) -> Result:
-        """What came of it."""
+        """What came of it. A closed loop's time runs from the last reply before the window to the last in it."""
         self._latencies.sort()
         return Result(
             replies=len(self._latencies),
             total=self._total,
             errors=self._errors,
-            seconds=max(self._last - self.begins, 1e-9),
+            seconds=max(self._last - self._before, 1e-9),
             latencies=self._latencies,
             kept=self._kept,
             unanswered=self.unanswered,
@@ -139,6 +144,12 @@ class HttpChannel:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.settimeout(REPLY_TIMEOUT_S)
         return made
+
+    def block(self) -> None:
+        """Wait in the kernel, at most REPLY_TIMEOUT_S (BlockingIOError): Python's own timeout would poll before each call."""
+        self.socket.setblocking(True)
+        seconds, rest = divmod(REPLY_TIMEOUT_S, 1.0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(rest * 1e6)))
 
     def reconnect(self) -> None:
         """A new connection in place of one that the server closed."""
@@ -259,17 +270,19 @@ def run_http(plan: Plan) -> Result:
 def _http_alone(plan: Plan) -> Result:
     """One in flight: blocking calls, since a poll before each would be measured too."""
     channel, meter = HttpChannel(plan.address, plan.request), Meter(plan)
+    channel.block()
     now = meter.begin()
     while now < meter.ends:
         try:
             channel.start(now)
             while (reply := channel.receive()) is None:
                 continue
-        except TimeoutError:
+        except BlockingIOError:
             meter.unanswered = 1
             break
         except OSError as error:
             channel.reconnect()
+            channel.block()
             reply = False, str(error).encode()
         now = time.perf_counter()
         meter.count(now, now - channel.started, *reply)

@@ -12,7 +12,7 @@ import msgspec
 from appliance.core.assembly import SlotLayout
 from appliance.core.errors import invalid
 from appliance.core.request import InferenceRequest
-from appliance.core.tensor import DataType, Shape, Tensor, TensorSpec, element_count
+from appliance.core.tensor import DataType, Shape, Tensor, TensorSpec, check_elements, check_size, element_count
 
 
 class Fitted(msgspec.Struct, frozen=True, gc=False):
@@ -110,7 +110,10 @@ class Admission:
                 f"input {spec.name!r}: expected shape {list(spec.shape)}, {list(tensor.shape)} came"
                 + _shape_hint(spec.shape, tensor.shape)
             )
-        if tensor.datatype is not DataType.BYTES:
+        if tensor.datatype is DataType.BYTES:
+            check_size(spec.name, tensor.datatype, tensor.shape, tensor.nbytes)
+            check_elements(spec.name, tensor.shape, tensor.data)
+        else:
             need = element_count(tensor.shape) * tensor.datatype.itemsize
             if need != tensor.nbytes:
                 raise invalid(

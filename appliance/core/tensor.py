@@ -97,6 +97,23 @@ def check_shape(name: str, shape: Shape) -> None:
         raise invalid(f"tensor {name!r}: sizes must be 0 or more, shape {list(shape)} came")
 
 
+def check_elements(name: str, shape: Shape, data: Buffer) -> None:
+    """INVALID_ARGUMENT unless the lengths in a BYTES tensor lead from its beginning exactly to its end.
+
+    Whoever reads it later, beside the rows of other requests, relies on that.
+    """
+    view = memoryview(data)
+    offset, end = 0, len(view)
+    for index in range(element_count(shape)):
+        if end - offset < 4:
+            raise invalid(f"tensor {name!r}: BYTES data ends before the length of element {index}")
+        offset += 4 + int.from_bytes(view[offset : offset + 4], "little")
+        if offset > end:
+            raise invalid(f"tensor {name!r}: BYTES element {index} is longer than the data that is left")
+    if offset != end:
+        raise invalid(f"tensor {name!r}: {end - offset} bytes follow the last BYTES element")
+
+
 def check_size(name: str, datatype: DataType, shape: Shape, nbytes: int) -> None:
     """INVALID_ARGUMENT unless `nbytes` is what shape and datatype need (BYTES: at least the length prefixes)."""
     if datatype is DataType.BYTES:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -65,7 +64,6 @@ class RequestDocument(msgspec.Struct, gc=False):
 
 
 _decoder = msgspec.json.Decoder(RequestDocument)
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: it remembers no way back, so needs no memory
 
 
 def check_structure(text: memoryview | bytes, max_depth: int) -> None:
@@ -73,14 +71,18 @@ def check_structure(text: memoryview | bytes, max_depth: int) -> None:
     raw = bytes(text)
     if raw.count(b"[") + raw.count(b"{") <= max_depth and raw.count(b":") <= MAX_NAMES:
         return
-    bare = _STRING.sub(b"", raw)
-    if bare.count(b":") > MAX_NAMES:
-        raise invalid(f"the JSON has {bare.count(b':')} names, {MAX_NAMES} are allowed")
-    symbols = np.frombuffer(bare, np.uint8)
-    step = np.zeros(len(symbols), np.int8)
-    step[(symbols == ord("[")) | (symbols == ord("{"))] = 1
-    step[(symbols == ord("]")) | (symbols == ord("}"))] = -1
-    depth = int(np.cumsum(step, dtype=np.int64).max(initial=0))
+    if b"\\" in raw:
+        raw = raw.replace(b"\\\\", b"").replace(
+            b'\\"', b""
+        )  # in this order: pairs first, then only real escapes are left
+    symbols = np.frombuffer(raw, np.uint8)
+    outside = np.bitwise_xor.accumulate((symbols == ord('"')).view(np.uint8)) == 0
+    count = int(np.count_nonzero((symbols == ord(":")) & outside))
+    if count > MAX_NAMES:
+        raise invalid(f"the JSON has {count} names, {MAX_NAMES} are allowed")
+    folded = symbols | 0x20  # makes one symbol of both opening ones, and one of both closing ones
+    steps = ((folded == ord("{")) & outside).astype(np.int8) - ((folded == ord("}")) & outside).astype(np.int8)
+    depth = int(np.cumsum(steps, dtype=np.int32).max(initial=0))
     if depth > max_depth:
         raise invalid(f"the JSON nests {depth} levels deep, {max_depth} are allowed")
 

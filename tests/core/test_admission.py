@@ -93,6 +93,22 @@ def test_open_sizes_make_the_shape_key() -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x01\0\0\0a\x01\0\0", "ends before the length of element 1"),
+        (b"\x01\0\0\0a\xff\0\0\0b", "element 1 is longer"),
+        (b"\xff\xff\xff\xff\x01\0\0\0", "element 0 is longer"),
+        (b"\0\0\0\0\0\0\0\0x", "1 bytes follow"),
+    ],
+)
+def test_strings_whose_lengths_lie_never_reach_a_batch(data: bytes, words: str) -> None:
+    """They would shift the rows of whoever shares the batch."""
+    texts = admission(TensorSpec("text", DataType.BYTES, (-1, 1)))
+    with pytest.raises(ApplianceError, match=words):
+        texts.fit(request(Tensor("text", DataType.BYTES, (2, 1), data)))
+
+
 @given(st.lists(st.integers(0, 9), max_size=5), st.sampled_from(list(DataType)), st.integers(0, 700))
 def test_any_tensor_fits_or_is_invalid(shape: list[int], datatype: DataType, size: int) -> None:
     """The quick check for the common case and the long one agree: what is admitted has exactly the model's bytes."""

@@ -59,6 +59,12 @@ def refused(datatype: DataType, shape: tuple[int, ...], text: str) -> str:
     return caught.value.message
 
 
+def deepest(value: Any) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(deepest, value), default=0) if isinstance(value, list) else 0
+
+
 class TestDocuments:
     def test_metadata_includes_the_batch_axis_and_config_leaves_it_out(self) -> None:
         model = describe()
@@ -139,6 +145,21 @@ class TestStructure:
     def test_brackets_in_strings_do_not_count(self) -> None:
         text = json.dumps({"a": "[" * 1000, 'b"\\': '\\"' + "{" * 1000, "c": [1]}).encode()
         kserve.check_structure(text, 4)
+
+    @given(
+        st.recursive(
+            st.text('"\\\\[]{}:a', max_size=6) | st.none(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text('"\\\\[:', max_size=3), inner),
+        )
+    )
+    @settings(max_examples=150, deadline=None)
+    def test_the_depth_is_what_a_parser_finds(self, value: Any) -> None:
+        text = json.dumps(value).encode()
+        depth = deepest(value)
+        kserve.check_structure(text, depth)
+        if depth:
+            with pytest.raises(ApplianceError, match=f"nests {depth} levels"):
+                kserve.check_structure(text, depth - 1)
 
     def test_siblings_do_not_count_as_depth(self) -> None:
         kserve.check_structure(json.dumps([[1]] * 1000).encode(), 3)
