@@ -50,6 +50,66 @@ class OnnxRuntimeManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     graph_optimization: Literal["all", "extended", "basic", "disable"] = "all"
 
 
+class ShapeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The sizes that one input may have, each with its batch axis, for engines that are built for a range (TensorRT profiles).
+
+    `opt` is what the engine is tuned for; empty: `max`.
+    """
+
+    min: tuple[Positive, ...]
+    max: tuple[Positive, ...]
+    opt: tuple[Positive, ...] = ()
+
+
+class BuildManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an engine is built from the ONNX file. Megabytes are 2**20 bytes; 0 leaves the library's own limit.
+
+    `calibration` is a folder of images or .npz files beside `model.toml`, needed for `precision = "int8"` unless the model comes
+    quantized. `optimization_level` is TensorRT's, 0 (fast build) to 5 (fast engine).
+    """
+
+    workspace_mb: NonNegative = 1024
+    tactic_memory_mb: NonNegative = 0
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
+    time_budget_s: Positive = 3600
+    calibration: str = ""
+    calibration_method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration_samples: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
+    shapes: dict[str, ShapeRange] = {}
+
+
+class PreprocessingManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How pictures become this model's image input, for calibration, verification and `infer`.
+
+    Values are (pixel * scale - mean) / std per channel, pixels 0 to 255; for FP inputs `scale` 0 means 1/255, for integer inputs 1.
+    `layout` and `channels` empty: read from the input's shape. `input` empty: the first one.
+    """
+
+    input: str = ""
+    layout: Literal["", "NHWC", "NCHW"] = ""
+    channels: Literal["", "L", "RGB", "BGR"] = ""
+    resize: Literal["stretch", "letterbox", "crop"] = "stretch"
+    scale: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class VerifyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an engine may differ from the reference by; 0 means the default of its precision (docs/compiling.md).
+
+    `samples` is a folder with one subfolder per label, or an .npz, beside `model.toml`; `metric_drop` is the largest loss of accuracy
+    (classification) that is accepted, as a share.
+    """
+
+    max_absolute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    mean_absolute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    max_relative: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    min_cosine: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    metric_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    samples: str = ""
+    inputs: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 16
+
+
 class WorkerManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a version's worker processes run.
 
@@ -67,12 +127,22 @@ class WorkerManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model folder's `model.toml`. `engine` is empty: chosen by the file found in the version folder."""
+    """One model folder's `model.toml`.
 
-    engine: Literal["", "onnxruntime", "loopback"] = ""
+    `engine` empty: the fastest that this box has for the device (ONNX Runtime while TensorRT builds). `device` is a contract: a
+    model that cannot run there does not become READY, unless `fallback` says where else it may. `precision` "as-is" changes nothing
+    in the model.
+    """
+
+    engine: Literal["", "onnxruntime", "tensorrt", "tensorrt_rtx", "loopback"] = ""
     description: str = ""
-    device: Literal["cpu"] = "cpu"
+    device: Annotated[str, msgspec.Meta(pattern=r"^(cpu|cuda(:[0-9]{1,2})?)$")] = "cpu"
+    fallback: Literal["", "cpu"] = ""
+    precision: Literal["as-is", "fp32", "fp16", "bf16", "int8"] = "as-is"
     labels: str = ""
+    build: BuildManifest = BuildManifest()
+    preprocessing: PreprocessingManifest = PreprocessingManifest()
+    verify: VerifyManifest = VerifyManifest()
     batching: BatchingManifest = BatchingManifest()
     versions: VersionPolicyManifest = VersionPolicyManifest()
     worker: WorkerManifest = WorkerManifest()
