@@ -53,10 +53,34 @@ DESCRIPTIONS: dict[str, str] = {
     "workers.max_arena_bytes": "Shared memory of one worker; larger batches are halved until they fit.",
     "log.format": "auto: readable on a terminal, JSON lines elsewhere.",
     "log.level": "What is logged.",
-    "engine": "Empty: by the file in the version folder (model.onnx: onnxruntime).",
+    "engine": "Empty: the fastest that this box has for the device; ONNX Runtime serves while TensorRT builds.",
     "description": "A sentence for people.",
-    "device": "What the model must run on.",
+    "device": "What the model must run on: cpu, cuda, cuda:1. It does not become READY elsewhere.",
+    "fallback": "Where it may run instead if the device cannot be had; empty: nowhere.",
+    "precision": "What the model's floats become before it is built; as-is changes nothing.",
     "labels": "File with one label a line, in class order. Empty: labels.txt, if there is one.",
+    "build.workspace_mb": "Scratch memory that TensorRT may use, in MiB; 0: its own limit.",
+    "build.tactic_memory_mb": "Memory for trying tactics while building, in MiB; 0: its own limit.",
+    "build.optimization_level": "TensorRT's: 0 builds fast, 5 runs fast.",
+    "build.time_budget_s": "A build that takes longer is given up.",
+    "build.calibration": "Folder of pictures or .npz files for int8, beside model.toml.",
+    "build.calibration_method": "How ranges are found for int8.",
+    "build.calibration_samples": "How many of them are used.",
+    "build.shapes": "Per input: min, opt and max sizes, batch axis first. Left out: batch 1 to max_batch_size.",
+    "preprocessing.input": "The input that takes pictures; empty: the first.",
+    "preprocessing.layout": "Empty: from the input's shape.",
+    "preprocessing.channels": "Empty: L for one channel, RGB for three.",
+    "preprocessing.resize": "How a picture is brought to the input's size.",
+    "preprocessing.scale": "Factor on pixels 0 to 255; 0: 1/255 for floats, 1 for integers.",
+    "preprocessing.mean": "Subtracted after scaling, per channel.",
+    "preprocessing.std": "Divided by after that, per channel.",
+    "verify.max_absolute": "Largest absolute error of any output value; 0: the precision's default.",
+    "verify.mean_absolute": "Largest mean absolute error; 0: the precision's default.",
+    "verify.max_relative": "Largest relative error; 0: the precision's default.",
+    "verify.min_cosine": "Least cosine between an output and the reference's; 0: the precision's default.",
+    "verify.metric_drop": "Largest loss of accuracy on labelled samples, as a share; 0: the precision's default.",
+    "verify.samples": "Folder with a subfolder per label, or an .npz, beside model.toml.",
+    "verify.inputs": "Inputs to compare on, where the model brings no golden ones.",
     "batching.max_batch_size": "Rows of a batch at most; 0: 32 if the model's batch axis is free; 1: unbatched.",
     "batching.max_queue_delay_ms": "How long a request may wait for company while a worker is idle. Grain 1 ms.",
     "batching.max_queue_size": "Requests that may wait; further ones are answered RESOURCE_EXHAUSTED.",
@@ -123,6 +147,8 @@ def _kind(hint: Any) -> str:
     """A type and its range, in words."""
     if get_origin(hint) is Annotated:
         base, meta = get_args(hint)[0], get_args(hint)[1]
+        if meta.pattern is not None:
+            return f"`{meta.pattern}`".replace("|", "\\|")
         low = meta.ge if meta.ge is not None else meta.gt
         bounds = []
         if low is not None:
@@ -135,5 +161,5 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"list of {_kind(get_args(hint)[0])}"
     if get_origin(hint) is dict:
-        return "table of strings"
+        return "table of strings" if get_args(hint)[1] is str else "tables of min, max, opt"
     return {bool: "true or false", int: "integer", float: "number", str: "string"}.get(hint, str(hint))

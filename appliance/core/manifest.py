@@ -81,7 +81,8 @@ class BuildManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class PreprocessingManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How pictures become this model's image input, for calibration, verification and `infer`.
 
-    Values are (pixel * scale - mean) / std per channel, pixels 0 to 255; for FP inputs `scale` 0 means 1/255, for integer inputs 1.
+    Values are (pixel * scale - mean) / std per channel, pixels 0 to 255; for FP inputs `scale` 0
+    means 1/255, for integer inputs 1.
     `layout` and `channels` empty: read from the input's shape. `input` empty: the first one.
     """
 
@@ -97,7 +98,8 @@ class PreprocessingManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=T
 class VerifyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an engine may differ from the reference by; 0 means the default of its precision (docs/compiling.md).
 
-    `samples` is a folder with one subfolder per label, or an .npz, beside `model.toml`; `metric_drop` is the largest loss of accuracy
+    `samples` is a folder with one subfolder per label, or an .npz, beside `model.toml`; `metric_drop` is the largest loss of
+    accuracy
     (classification) that is accepted, as a share.
     """
 
@@ -130,7 +132,8 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """One model folder's `model.toml`.
 
     `engine` empty: the fastest that this box has for the device (ONNX Runtime while TensorRT builds). `device` is a contract: a
-    model that cannot run there does not become READY, unless `fallback` says where else it may. `precision` "as-is" changes nothing
+    model that cannot run there does not become READY, unless `fallback` says where else it may. `precision` "as-is" changes
+    nothing
     in the model.
     """
 
