@@ -25,4 +25,4 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((M_MMAP_THRESHOLD, HEAP_BELOW_BYTES), (M_TRIM_THRESHOLD, KEPT_BYTES), (M_ARENA_MAX, 1))
-    return sum(mallopt(name, value) for name, value in settings) == len(settings)
+    return [mallopt(name, value) for name, value in settings] == [1, 1, 1]
