@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from appliance.config import Config, ConfigError, load, resolve_runtime_dir
 from appliance.host import systemd
+from appliance.host.allocator import keep_freed_memory
 from appliance.observability import logs
 from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
@@ -248,6 +249,7 @@ def _endpoint(configured: str, default: str) -> str | None:
 def run(config: Config, config_path: Path | None = None) -> int:
     """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78)."""
     logs.configure(config.log.format, config.log.level)
+    keep_freed_memory()
     runtime_dir = resolve_runtime_dir(config)
     supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
     try:
@@ -273,7 +275,7 @@ def run(config: Config, config_path: Path | None = None) -> int:
 def _settle_memory() -> None:
     """What the start made stays for years: the collector need not look at it again, nor as often at what requests leave behind.
 
-    Requests make few cycles (their values are structs without any), so a rarer collection costs no memory that a test notices.
+    Requests leave no cycles behind (a test holds them to it), so a rarer collection costs no memory.
     """
     gc.collect()
     gc.freeze()

@@ -1,14 +1,7 @@
-"""`bench MODEL`: how fast a running appliance answers, from this machine, for one of its models.
-
-Inputs are noise, made from the model's metadata. The requests are sent by `load`, in a process of its own.
-"""
+"""`bench MODEL`: how fast a running appliance answers, from this machine, for one of its models."""
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,10 +11,16 @@ from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from appliance.cli.load import Plan, Result
+    from appliance.cli.load import Result
+    from appliance.cli.payloads import Input
 
-UNKNOWN_SIZE = 1
+OPEN_SIZE = 1
 """What an open size is set to, unless --shape says otherwise."""
+
+VARIANTS = 4
+"""Different inputs that are sent in turn."""
+
+PERCENTILES = (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99), ("p999_ms", 0.999))
 
 
 def register(app: typer.Typer) -> None:
@@ -33,147 +32,116 @@ def register(app: typer.Typer) -> None:
 def bench(
     model: Annotated[str, typer.Argument(help="The model to measure.")],
     concurrency: Annotated[str, typer.Option(help="Requests in flight, one row each.")] = "1,4,16",
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Per row.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Per row, after half a second of warm-up.")] = 2.0,
     rate: Annotated[
-        float, typer.Option(min=0, max=1e6, help="Open loop at so many requests per second (0: closed loop).")
+        float,
+        typer.Option(min=0, max=1e6, help="Open loop: so many requests per second, at random times (0: closed loop)."),
     ] = 0.0,
     endpoint: Annotated[str | None, typer.Option(help="A ZeroMQ endpoint to measure instead of HTTP.")] = None,
     shape: Annotated[
-        list[str] | None, typer.Option(help="An input's shape, where the model leaves it open: NAME=1,640,640,3.")
+        list[str] | None,
+        typer.Option(help="NAME=1,3,224,224 for an input with open sizes (otherwise 1); may be repeated."),
     ] = None,
     url: URL = None,
     as_json: JSON = False,
 ) -> None:
     """Throughput and latency of one model, with noise as input. It is real load: not for a line that is running."""
-    loads = _numbers(concurrency, "--concurrency", "1,4,16")
+    from appliance.cli.load import LoadError, Plan, generate
+
+    loads = _numbers("--concurrency", concurrency)
+    if endpoint is not None and not endpoint.startswith(("ipc://", "tcp://")):
+        raise CommandError(Exit.USAGE, "USAGE", f"{endpoint!r} is no ZeroMQ endpoint", "ipc://PATH or tcp://HOST:PORT")
     appliance = Appliance(url)
-    inputs = _inputs(appliance.get(model_path(model))["inputs"], _shapes(shape or ()))
-    rows = []
+    metadata = appliance.get(model_path(model))
+    requests = _requests(model, metadata, _shapes(shape or ()), zmq=endpoint is not None)
+    address = endpoint or appliance.url
+    rows, first_error = [], ""
     for load in loads:
         note(f"{load} in flight, {seconds:g} s …")
-        plan = _plan(model, inputs, endpoint or appliance.url, load, seconds, rate)
-        rows.append(_measure(plan) | {"concurrency": load})
+        try:
+            result = generate(Plan(address, requests, load, seconds, rate_per_s=rate))
+        except LoadError as error:
+            raise CommandError(
+                Exit.FAILED, "BENCH", str(error), "is the appliance still there? `appliance status`"
+            ) from error
+        first_error = first_error or result.first_error
+        rows.append({"concurrency": load, "rate_per_s": rate} | _row(result))
     if as_json:
-        print_json(rows)
+        print_json({"model": model, "address": address, "rows": rows, "first_error": first_error})
     else:
-        print_table(
-            ("IN FLIGHT", "REQUESTS/S", "P50 MS", "P90", "P99", "P99.9", "ERRORS"),
-            [
-                (
-                    row["concurrency"],
-                    f"{row['requests_s']:,.0f}",
-                    *(f"{row[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")),
-                    row["errors"],
-                )
-                for row in rows
-            ],
-        )
+        _print(rows)
+    if first_error or any(row["unanswered"] for row in rows):
+        note(f"not every request was answered well; the first error: {first_error or 'none, but replies are missing'}")
+        raise typer.Exit(int(Exit.FAILED))
 
 
-def _numbers(text: str, option: str, example: str) -> list[int]:
-    """Comma-separated numbers from 1 up; CommandError for anything else."""
+def _numbers(option: str, text: str) -> list[int]:
+    """Positive numbers, separated by commas."""
     try:
         numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise CommandError(Exit.USAGE, "USAGE", f"{option} {text!r} is no list of numbers from 1 up", f"e.g. {example}")
+        if min(numbers) < 1:
+            raise ValueError(text)
+    except ValueError as error:
+        raise CommandError(
+            Exit.USAGE, "USAGE", f"{option} {text!r} is no list of positive numbers", "e.g. 1,4,16"
+        ) from error
     return numbers
 
 
-def _shapes(texts: Sequence[str]) -> dict[str, list[int]]:
+def _shapes(texts: tuple[str, ...] | list[str]) -> dict[str, list[int]]:
+    """`NAME=1,3,224,224` by name."""
     shapes = {}
     for text in texts:
-        name, _, sizes = text.rpartition("=")
-        if not name:
-            raise CommandError(Exit.USAGE, "USAGE", f"--shape {text!r} names no input", "e.g. image=1,640,640,3")
-        shapes[name] = _numbers(sizes, "--shape", f"{name}=1,640,640,3")
+        name, separator, sizes = text.partition("=")
+        if not separator:
+            raise CommandError(Exit.USAGE, "USAGE", f"--shape {text!r} names no input", "e.g. image=1,3,224,224")
+        shapes[name] = _numbers("--shape", sizes)
     return shapes
 
 
-def _inputs(specs: Sequence[dict[str, Any]], shapes: dict[str, list[int]]) -> list[tuple[dict[str, Any], bytes]]:
-    """A description and data for each input of the metadata: noise, seeded."""
-    import numpy as np
+def _requests(
+    model: str, metadata: dict[str, Any], shapes: dict[str, list[int]], *, zmq: bool
+) -> tuple[tuple[bytes, ...], ...]:
+    """Requests with noise of the shapes that the model's metadata names."""
+    from appliance.cli.payloads import http_binary, noise, zmq_frames
 
-    from appliance.core.tensor import datatype_of
-
-    if unknown := set(shapes) - {spec["name"] for spec in specs}:
-        known = ", ".join(spec["name"] for spec in specs)
-        raise CommandError(Exit.USAGE, "USAGE", f"the model has no input {min(unknown)!r}", f"its inputs: {known}")
-    source = np.random.default_rng(7)
-    made = []
-    for spec in specs:
-        datatype = datatype_of(spec["datatype"])
-        shape = shapes.get(spec["name"]) or [size if size >= 0 else UNKNOWN_SIZE for size in spec["shape"]]
-        count = math.prod(shape)
-        if datatype.numpy is None:
-            # strings are empty ones: four bytes of length each
-            data = bytes(count * (datatype.itemsize or 4))
-        elif spec["datatype"].startswith("FP"):
-            data = source.random(count).astype(datatype.numpy).tobytes()
-        else:
-            data = source.integers(0, 2, count).astype(datatype.numpy).tobytes()
-        made.append(({"name": spec["name"], "datatype": spec["datatype"], "shape": shape}, data))
-    return made
-
-
-def _plan(
-    model: str, inputs: Sequence[tuple[dict[str, Any], bytes]], address: str, load: int, seconds: float, rate: float
-) -> Plan:
-    """The request as it goes over the address: an AIP1 message, or an HTTP request with binary tensors."""
-    import json
-
-    from appliance.cli.load import Plan
-
-    blobs = [data for _, data in inputs]
-    if address.startswith(("ipc://", "tcp://")):
-        tensors = [tensor | {"frame": index} for index, (tensor, _) in enumerate(inputs)]
-        header = json.dumps({"op": "infer", "id": "1", "model": model, "inputs": tensors}).encode()
-        return Plan(address, load, seconds, rate_per_s=rate, frames=(b"AIP1", header, *blobs))
-    tensors = [tensor | {"parameters": {"binary_data_size": len(data)}} for tensor, data in inputs]
-    text = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
-    head = (
-        f"POST {model_path(model, 'infer')} HTTP/1.1\r\nHost: bench\r\nInference-Header-Content-Length: {len(text)}\r\n"
-        f"Content-Length: {len(text) + sum(map(len, blobs))}\r\n\r\n"
-    )
-    return Plan(address, load, seconds, rate_per_s=rate, request=b"".join((head.encode(), text, *blobs)))
-
-
-def _measure(plan: Plan) -> dict[str, Any]:
-    """Run the generator in a process of its own; what it found."""
-    import msgspec
-
-    from appliance.cli.load import Result
-
-    done = subprocess.run(
-        [sys.executable, "-m", "appliance.cli.load"],
-        input=msgspec.msgpack.encode(plan),
-        capture_output=True,
-        check=False,
-        timeout=plan.seconds + plan.warm_up_s + 60,
-    )
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise CommandError(Exit.FAILED, "BENCH", f"the load generator ended: {' '.join(last)}")
-    result: Result = msgspec.msgpack.decode(done.stdout, type=Result)
-    if result.errors:
+    known = [spec["name"] for spec in metadata["inputs"]]
+    if strangers := shapes.keys() - known:
         raise CommandError(
-            Exit.FAILED,
-            "BENCH",
-            f"{result.errors} requests were refused; the first: {result.first_error.strip().splitlines()[-1]}",
+            Exit.USAGE, "USAGE", f"{model!r} has no input {min(strangers)!r}", f"its inputs: {', '.join(known)}"
         )
-    latencies = result.latencies or [float("nan")]
+    requests = []
+    for seed in range(VARIANTS):
+        inputs: list[Input] = []
+        for spec in metadata["inputs"]:
+            sizes = shapes.get(spec["name"]) or [size if size >= 0 else OPEN_SIZE for size in spec["shape"]]
+            inputs.append(noise(spec["name"], spec["datatype"], sizes, seed=seed))
+        requests.append(zmq_frames(model, inputs) if zmq else (http_binary(model, inputs),))
+    return tuple(requests)
 
-    def at(share: float) -> float:
-        return latencies[min(len(latencies) - 1, int(len(latencies) * share))] * 1000
 
+def _row(result: Result) -> dict[str, Any]:
     return {
-        "requests_s": result.replies / result.seconds,
-        "p50_ms": at(0.5),
-        "p90_ms": at(0.9),
-        "p99_ms": at(0.99),
-        "p999_ms": at(0.999),
+        "requests_s": result.per_second,
+        **{key: result.latency_ms(share) if result.latencies else None for key, share in PERCENTILES},
+        "answered": result.answered,
         "errors": result.errors,
         "unanswered": result.unanswered,
-        "rate_per_s": plan.rate_per_s,
     }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    keys = [key for key, _ in PERCENTILES]
+    print_table(
+        ("IN FLIGHT", "REQUESTS/S", "P50 MS", "P90", "P99", "P99.9", "ERRORS", "UNANSWERED"),
+        [
+            (
+                row["concurrency"],
+                f"{row['requests_s']:,.0f}",
+                *("–" if row[key] is None else f"{row[key]:.3f}" for key in keys),
+                row["errors"],
+                row["unanswered"],
+            )
+            for row in rows
+        ],
+    )

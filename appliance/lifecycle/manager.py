@@ -171,7 +171,10 @@ class Manager:
             raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {folder.problem}")
         model = self._model(name)
         self._aspire(model, folder)
+        wanted = model.aspired
         await self._reconcile(model)
+        if wanted and not model.aspired:
+            raise unavailable(f"failed to load '{name}': it was unloaded while it was loaded")
         if not model.aspired:
             reason = "; ".join(folder.broken.values()) or "no version on disk is one of those the version policy names"
             raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {reason}")
@@ -190,6 +193,8 @@ class Manager:
             raise not_found(f"Request for unknown model: '{name}' is not found")
         model.aspired = frozenset()
         model.refresh()
+        for generation in model.generations.values():
+            generation.give_up()
         await self._reconcile(model)
 
     def resolve(self, name: ModelName, version: Version) -> ModelVersion:

@@ -67,6 +67,8 @@ class ModelVersion:
         self._paying: tuple[int, ...] = ()
         self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: asyncio.Task[Instance] | None = None
+        self._unwanted = False
 
     @property
     def generation(self) -> str:
@@ -145,9 +147,25 @@ class ModelVersion:
             onnxruntime=self.manifest.onnxruntime,
             parameters=self.manifest.parameters,
         )
-        instance = await self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker)
+        opening = self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker)
+        self._opening = asyncio.create_task(opening, name=f"open-{self.name}")
+        try:
+            instance = await self._opening
+        except asyncio.CancelledError:
+            if not self._unwanted:
+                raise
+            raise unavailable("it was unloaded while it was loaded") from None
+        finally:
+            self._opening = None
         instance.number = number
         return instance
+
+    def give_up(self) -> None:
+        """End a load that is under way: its worker is ended, and `start` comes back with FAILED. Nothing happens otherwise."""
+        if self.state in (ModelState.APPROVED, ModelState.LOADING):
+            self._unwanted = True
+            if self._opening is not None:
+                self._opening.cancel()
 
     def _instance_lost(self, instance: Instance, reason: str) -> None:
         """A worker is gone: replace it after a pause, or quarantine the version when that happens too often."""

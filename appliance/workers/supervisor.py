@@ -212,6 +212,10 @@ class Supervisor:
             raise ApplianceError(
                 ErrorCode.UNAVAILABLE, "no worker process could be started", retry_after_s=1.0
             ) from error
+        except asyncio.CancelledError:
+            # nobody wants it any more: it ends when it finds its socket closed
+            self.close_worker(link)
+            raise
         finally:
             theirs.close()
             self._forks.pop(worker, None)

@@ -1,321 +1,251 @@
-"""The load generators against small servers of their own: what they count, what they keep, what they do when it goes wrong."""
+"""The load generators against small servers of known behaviour."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-import random
+import math
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from pathlib import Path
 
 import msgspec
 import pytest
 import zmq
 
-from appliance.cli.load import Meter, Plan, Result, arrivals, run_http, run_http_open, run_zmq, run_zmq_open, runner
+from appliance.cli import load
+from appliance.cli.load import LoadError, Meter, Plan, generate, percentile, poisson, run
 
-BODY = b"x" * 100
-REQUEST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n" + BODY
-FRAMES = (b"AIP1", b'{"op":"infer","id":"1","model":"m"}', b"data")
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-REFUSED = b'HTTP/1.1 429 Too Many Requests\r\ncontent-length: 16\r\n\r\n{"error":"busy"}'
+REQUEST = b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Length: 3\r\n\r\n"
+FRAMES = (b"AIP1", b'{"op": "infer", "id": "?"}')
 
 
-def read_request(connection: socket.socket, size: int) -> bool:
-    """Whether a request of so many bytes came, rather than the end of the connection."""
-    left = size
-    while left:
-        data = connection.recv(left)
-        if not data:
-            return False
-        left -= len(data)
-    return True
+@contextlib.contextmanager
+def http_server(answer: Callable[[bytes], bytes], *, pieces: int = 1) -> Iterator[str]:
+    """Answers each 3-byte body with what `answer` makes of it, in so many pieces."""
+    loop = asyncio.new_event_loop()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+                reply = answer(await reader.readexactly(length))
+                size = math.ceil(len(reply) / pieces)
+                for start in range(0, len(reply), size):
+                    writer.write(reply[start : start + size])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+        writer.close()
+
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 24))
+    port = server.sockets[0].getsockname()[1]
+
+    async def stop() -> None:
+        server.close()
+        # the clients have hung up: every connection's task ends by itself
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+
+    thread = threading.Thread(target=loop.run_forever, name="http server")
+    thread.start()
+    yield f"http://127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
 
 
-@contextmanager
-def http_server(answer: Callable[[socket.socket], bool], request: bytes = REQUEST) -> Iterator[str]:
-    """One thread per connection, which answers each request by `answer` until that says to close."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    threads = []
-
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            try:
-                while read_request(connection, len(request)) and answer(connection):
-                    pass
-            except OSError:
-                return
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=serve, args=(connection,), name="connection")
-            threads.append(thread)
-            thread.start()
-
-    acceptor = threading.Thread(target=accept, name="acceptor")
-    acceptor.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        acceptor.join(10)
-        for thread in threads:
-            thread.join(10)
-
-
-def replying(reply: bytes) -> Callable[[socket.socket], bool]:
-    """Sends the same reply each time."""
-
-    def answer(connection: socket.socket) -> bool:
-        connection.sendall(reply)
-        return True
-
-    return answer
-
-
-@contextmanager
-def router(reply: Callable[[list[bytes]], list[list[bytes]]]) -> Iterator[str]:
-    """A ROUTER in a thread; after each message it sends the answers that `reply` makes of it, none or several."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    server = context.socket(zmq.ROUTER)
-    port = server.bind_to_random_port("tcp://127.0.0.1")
+@contextlib.contextmanager
+def zmq_server(
+    tmp_path: Path, answer: Callable[[list[list[bytes]]], list[list[bytes]]], *, batch: int = 1
+) -> Iterator[str]:
+    """Collects `batch` messages, or what there is when no more come, and answers them with what `answer` makes of them."""
+    context = zmq.Context()
+    address = f"ipc://{tmp_path}/s.ipc"
+    ready, stop = threading.Event(), threading.Event()
 
     def serve() -> None:
-        # the end of the context ends the wait
-        with contextlib.suppress(zmq.ContextTerminated):
-            while True:
-                frames = server.recv_multipart()
-                for answer in reply(frames[1:]):
-                    server.send_multipart([frames[0], *answer])
-        server.close(0)
+        router = context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.LINGER, 0)
+        router.bind(address)
+        ready.set()
+        held: list[list[bytes]] = []
+        while not stop.is_set():
+            more = router.poll(20)
+            if more:
+                held.append(router.recv_multipart())
+            if len(held) >= batch or not more:
+                for frames in answer(held):
+                    router.send_multipart(frames)
+                held = []
+        router.close()
 
-    thread = threading.Thread(target=serve, name="router")
+    thread = threading.Thread(target=serve, name="zmq server")
     thread.start()
-    try:
-        yield f"tcp://127.0.0.1:{port}"
-    finally:
-        context.term()
-        thread.join(10)
+    assert ready.wait(10)
+    yield address
+    stop.set()
+    thread.join(10)
+    context.term()
 
 
-def good(frames: list[bytes]) -> list[list[bytes]]:
-    """The appliance's answer to a message."""
-    return [[b"AIP1", b'{"id":"' + json.loads(frames[1])["id"].encode() + b'","ok":true}', b"scores"]]
+def ok(body: bytes) -> bytes:
+    # the longer name comes first: a careless search takes it for the length
+    head = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: 1\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
-def http_plan(address: str, **changes: object) -> Plan:
-    return msgspec.structs.replace(Plan(address, 1, 0.15, warm_up_s=0.05, request=REQUEST), **changes)
+def zmq_ok(held: list[list[bytes]]) -> list[list[bytes]]:
+    replies = []
+    for peer, protocol, header, data in held:
+        reply = {"id": json.loads(header)["id"], "ok": True}
+        replies.append([peer, protocol, json.dumps(reply, separators=(",", ":")).encode(), data])
+    return replies
 
 
-def zmq_plan(address: str, **changes: object) -> Plan:
-    return msgspec.structs.replace(Plan(address, 1, 0.15, warm_up_s=0.05, frames=FRAMES), **changes)
+def http_plan(address: str, concurrency: int = 1, **more: object) -> Plan:
+    requests = tuple((REQUEST + body,) for body in (b"aaa", b"bbb", b"ccc"))
+    return Plan(address, requests, concurrency, seconds=0.1, warm_up_s=0.02, **more)  # type: ignore[arg-type]
 
 
-def assert_clean(result: Result, payload: bytes) -> None:
-    """Replies, and nothing but good ones; the warm-up's are counted apart."""
-    assert result.replies > 10
-    assert result.total >= result.replies
-    assert (result.errors, result.unanswered, result.first_error) == (0, 0, "")
-    assert len(result.latencies) == result.replies
+def zmq_plan(address: str, concurrency: int = 1, **more: object) -> Plan:
+    requests = tuple((*FRAMES, data) for data in (b"aaa", b"bbb", b"ccc"))
+    return Plan(address, requests, concurrency, seconds=0.1, warm_up_s=0.02, **more)  # type: ignore[arg-type]
+
+
+def assert_each_reply_belongs_to_its_request(result: load.Result) -> None:
+    assert result.errors == result.unanswered == 0
+    assert result.kept
+    assert all(kept.payload == (b"aaa", b"bbb", b"ccc")[kept.request] for kept in result.kept)
     assert result.latencies == sorted(result.latencies)
-    assert result.latencies[0] > 0
-    assert result.kept == [payload] * 4
-
-
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_http_closed_loop_counts_good_replies(concurrency: int) -> None:
-    with http_server(replying(OK)) as address:
-        assert_clean(run_http(http_plan(address, concurrency=concurrency)), b"hello")
-
-
-def test_http_closed_loop_keeps_the_given_number_in_flight() -> None:
-    gate, first = threading.Barrier(3, timeout=5), threading.local()
-
-    def answer(connection: socket.socket) -> bool:
-        # nobody is answered before three have asked: with fewer in flight, the gate breaks and the connection is closed
-        if not hasattr(first, "passed"):
-            try:
-                gate.wait()
-            except threading.BrokenBarrierError:
-                return False
-            first.passed = True
-        connection.sendall(OK)
-        return True
-
-    with http_server(answer) as address:
-        result = run_http(http_plan(address, concurrency=3, seconds=0.02, warm_up_s=0.0))
-    assert (result.errors, result.unanswered) == (0, 0)
-    assert result.total >= 3
-
-
-@pytest.mark.parametrize("concurrency", [1, 2])
-def test_http_refusals_are_errors_with_their_text(concurrency: int) -> None:
-    with http_server(replying(REFUSED)) as address:
-        result = run_http(http_plan(address, concurrency=concurrency))
-    assert result.errors == result.total > 0
-    assert '{"error":"busy"}' in result.first_error
-    assert result.kept == []
-
-
-@pytest.mark.parametrize("concurrency", [1, 2])
-def test_http_reply_in_pieces_is_put_together(concurrency: int) -> None:
-    def answer(connection: socket.socket) -> bool:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for at in range(0, len(OK), 7):
-            connection.sendall(OK[at : at + 7])
-        return True
-
-    with http_server(answer) as address:
-        result = run_http(http_plan(address, concurrency=concurrency))
-    assert result.errors == 0
-    assert set(result.kept) == {b"hello"}
-
-
-@pytest.mark.parametrize("concurrency", [1, 2])
-def test_http_connection_closed_by_the_server_is_an_error_and_a_new_one_is_made(concurrency: int) -> None:
-    def answer(connection: socket.socket) -> bool:
-        connection.sendall(OK)
-        return False
-
-    with http_server(answer) as address:
-        result = run_http(http_plan(address, concurrency=concurrency))
-    assert result.errors > 0
-    assert result.total - result.errors > 0
-    assert result.first_error
-
-
-def test_http_request_larger_than_the_kernel_takes_is_sent_in_parts() -> None:
-    request = b"POST / HTTP/1.1\r\nContent-Length: 8000000\r\n\r\n" + bytes(8_000_000)
-    with http_server(replying(OK), request) as address:
-        result = run_http(http_plan(address, concurrency=2, request=request))
-    assert result.errors == 0
-    assert result.total >= 2
-
-
-def test_http_open_loop_measures_from_the_scheduled_arrival() -> None:
-    served = threading.Semaphore(0)
-
-    def answer(connection: socket.socket) -> bool:
-        # one connection and 5 ms each for 1,000 requests a second: they queue, and the wait is theirs
-        served.acquire(timeout=0.005)
-        connection.sendall(OK)
-        return True
-
-    with http_server(answer) as address:
-        result = run_http_open(http_plan(address, rate_per_s=1000.0, warm_up_s=0.0, seconds=0.1))
-    assert result.unanswered == 0
-    assert result.total > 50
-    assert result.latencies[-1] > 0.2
-
-
-def test_http_open_loop_sends_what_was_scheduled() -> None:
-    with http_server(replying(OK)) as address:
-        plan = http_plan(address, rate_per_s=300.0, concurrency=4)
-        result = run_http_open(plan)
-    assert (result.errors, result.unanswered) == (0, 0)
-    meter = Meter(plan)
-    assert result.total == sum(1 for at in arrivals(plan, meter) if at < meter.ends)
+    assert result.replies == len(result.latencies) > 0
+    assert result.answered >= result.replies
 
 
 @pytest.mark.parametrize("concurrency", [1, 5])
-def test_zmq_closed_loop_counts_good_replies(concurrency: int) -> None:
-    with router(good) as address:
-        assert_clean(run_zmq(zmq_plan(address, concurrency=concurrency)), b"scores")
+@pytest.mark.parametrize("rate", [0.0, 300.0])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_http_replies_are_counted_and_belong_to_their_requests(concurrency: int, rate: float, pieces: int) -> None:
+    with http_server(ok, pieces=pieces) as address:
+        assert_each_reply_belongs_to_its_request(run(http_plan(address, concurrency, rate_per_s=rate)))
 
 
-def test_zmq_closed_loop_takes_a_bare_echo_for_good() -> None:
-    with router(lambda frames: [frames]) as address:
-        assert_clean(run_zmq(zmq_plan(address)), b"data")
+@pytest.mark.parametrize("concurrency", [1, 5])
+@pytest.mark.parametrize("rate", [0.0, 300.0])
+def test_zmq_replies_are_counted_and_belong_to_their_requests(tmp_path: Path, concurrency: int, rate: float) -> None:
+    with zmq_server(tmp_path, zmq_ok) as address:
+        assert_each_reply_belongs_to_its_request(run(zmq_plan(address, concurrency, rate_per_s=rate)))
 
 
-def test_zmq_refusals_are_errors_with_their_text() -> None:
-    with router(lambda _: [[b"AIP1", b'{"id":"1","ok":false,"code":"RESOURCE_EXHAUSTED"}']]) as address:
-        result = run_zmq(zmq_plan(address, concurrency=2))
-    assert result.errors == result.total > 0
-    assert "RESOURCE_EXHAUSTED" in result.first_error
+def test_zmq_replies_that_overtake_each_other_are_matched_by_id(tmp_path: Path) -> None:
+    with zmq_server(tmp_path, lambda held: zmq_ok(held)[::-1], batch=3) as address:
+        assert_each_reply_belongs_to_its_request(run(zmq_plan(address, 3)))
 
 
-def test_zmq_silence_ends_the_loop_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.cli.load.REPLY_TIMEOUT_S", 0.05)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    silent = context.socket(zmq.ROUTER)
-    port = silent.bind_to_random_port("tcp://127.0.0.1")
-    result = run_zmq(zmq_plan(f"tcp://127.0.0.1:{port}", concurrency=3))
-    silent.close(0)
-    context.term()
-    assert (result.unanswered, result.replies) == (3, 0)
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_http_request_larger_than_the_kernel_takes_at_once_arrives(concurrency: int) -> None:
+    body = bytes(8 << 20)
+    request = REQUEST.replace(b"Content-Length: 3", b"Content-Length: %d" % len(body)) + body
+    with http_server(lambda got: ok(str(len(got)).encode())) as address:
+        result = run(Plan(address, ((request,),), concurrency, seconds=0.05, warm_up_s=0.0))
+    assert result.errors == 0
+    assert {kept.payload for kept in result.kept} == {str(len(body)).encode()}
 
 
-@pytest.mark.parametrize("concurrency", [1, 2])
-def test_http_silence_ends_the_loop_and_is_told(concurrency: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.cli.load.REPLY_TIMEOUT_S", 0.05)
-    with http_server(lambda _: True) as address:
-        result = run_http(http_plan(address, concurrency=concurrency))
-    assert (result.unanswered, result.replies) == (concurrency, 0)
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_refusals_are_errors_and_the_first_one_is_told(tmp_path: Path, concurrency: int) -> None:
+    with http_server(lambda _: b"HTTP/1.1 429 Busy\r\ncontent-length: 4\r\n\r\nbusy") as address:
+        over_http = run(http_plan(address, concurrency))
+    with zmq_server(
+        tmp_path, lambda held: [[p, a, h.replace(b"}", b',"code":"BUSY"}')] for p, a, h, _ in held]
+    ) as address:
+        over_zmq = run(zmq_plan(address, concurrency))
+    assert over_http.errors == over_http.answered > 0
+    assert over_http.first_error == "busy"
+    assert over_zmq.errors == over_zmq.answered > 0
+    assert '"code":"BUSY"' in over_zmq.first_error
+    assert over_http.kept == over_zmq.kept == []
 
 
-def test_zmq_open_loop_matches_replies_that_overtake() -> None:
-    plan = zmq_plan("", rate_per_s=300.0, warm_up_s=0.0)
-    meter = Meter(plan)
-    expected = sum(1 for at in arrivals(plan, meter) if at < meter.ends)
-    held: list[list[bytes]] = []
-
-    def first_last(frames: list[bytes]) -> list[list[bytes]]:
-        held.append(frames)
-        if len(held) == 1:
-            return []
-        return good(frames) + (good(held[0]) if len(held) == expected else [])
-
-    with router(first_last) as address:
-        result = run_zmq_open(msgspec.structs.replace(plan, address=address))
-    assert (result.errors, result.unanswered, result.total) == (0, 0, expected)
-    # the first waited for the whole run, whatever the others took
-    assert result.latencies[-1] > 0.1
-    assert result.latencies[-1] > 2 * result.latencies[-2]
+@pytest.mark.parametrize("rate", [0.0, 100.0])
+def test_silence_ends_the_run_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+    monkeypatch.setattr(load, "GIVE_UP_S", 0.1)
+    with zmq_server(tmp_path, lambda _: []) as address:
+        result = run(zmq_plan(address, 3, rate_per_s=rate))
+    assert (result.replies, result.unanswered > 0) == (0, True)
 
 
-def test_arrivals_are_seeded_and_exponentially_apart() -> None:
-    def gaps(seed: int) -> list[float]:
-        plan = Plan("", 1, 2.0, warm_up_s=0.0, rate_per_s=1000.0, seed=seed)
-        times = list(arrivals(plan, Meter(plan)))
-        assert times[-1] == float("inf")
-        return [after - before for before, after in pairwise(times[:-1])]
-
-    found, source = gaps(3), random.Random(3)
-    source.expovariate(1000.0)
-    assert found == pytest.approx([source.expovariate(1000.0) for _ in found], abs=1e-6)
-    assert gaps(4)[:5] != pytest.approx(found[:5])
+def test_server_that_hangs_up_ends_the_generator_with_its_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        hang_up = threading.Thread(target=lambda: listener.accept()[0].close(), name="hang up")
+        hang_up.start()
+        with pytest.raises(LoadError, match=address):
+            generate(http_plan(address))
+        hang_up.join(10)
 
 
-def test_runner_is_chosen_by_transport_and_loop() -> None:
-    plan = Plan("", 1, 1.0)
-    frames, rate = (b"",), 1.0
-    replace = msgspec.structs.replace
-    assert runner(plan) is run_http
-    assert runner(replace(plan, rate_per_s=rate)) is run_http_open
-    assert runner(replace(plan, frames=frames)) is run_zmq
-    assert runner(replace(plan, frames=frames, rate_per_s=rate)) is run_zmq_open
+def test_generator_in_a_process_of_its_own_finds_the_same(tmp_path: Path) -> None:
+    with zmq_server(tmp_path, zmq_ok) as address:
+        assert_each_reply_belongs_to_its_request(generate(zmq_plan(address, 3)))
 
 
-def test_plan_in_and_result_out_through_a_process() -> None:
-    with http_server(replying(OK)) as address:
-        done = subprocess.run(
-            [sys.executable, "-m", "appliance.cli.load"],
-            input=msgspec.msgpack.encode(http_plan(address)),
-            capture_output=True,
-            check=True,
-            timeout=30,
-        )
-    result = msgspec.msgpack.decode(done.stdout, type=Result)
-    assert_clean(result, b"hello")
-    assert result.client_cpu_s > 0
+def meter(plan: Plan) -> Meter:
+    """A meter whose window is from 10 to 12."""
+    made = Meter(plan)
+    made.begin()
+    made.opens, made.closes = 10.0, 12.0
+    return made
+
+
+def test_batches_that_come_whole_are_not_counted_for_more_than_they_are() -> None:
+    counting = meter(Plan("", ((b"",),), concurrency=8))
+    # eight replies every 0.5 s, with the window's edges in the middle of two batches
+    for tick in range(1, 30):
+        for _ in range(8):
+            counting.count(8.25 + tick / 2, 8.25 + tick / 2 - 0.5, (0, True, b""))
+    assert counting.result().per_second == pytest.approx(16.0)
+
+
+def test_slow_server_is_measured_until_every_slot_has_answered_once() -> None:
+    counting = meter(Plan("", ((b"",),), concurrency=2))
+    assert counting.count(13.0, 9.0, (0, True, b""))
+    assert counting.count(14.0, 9.0, (1, True, b""))
+    assert not counting.count(17.0, 13.0, (0, True, b""))
+    assert counting.result().replies == 2
+
+
+def test_open_loop_counts_by_arrival_and_from_it() -> None:
+    counting = meter(Plan("", ((b"",),), rate_per_s=1.0))
+    counting.count(10.5, 9.9, (0, True, b""))  # arrived during the warm-up
+    counting.count(14.0, 11.0, (0, True, b""))  # arrived in the window, answered long after
+    assert counting.result().latencies == [3.0]
+
+
+def test_kept_replies_are_of_every_phase_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "KEPT_BYTES", 100_000)
+    counting = meter(Plan("", ((b"",),)))
+    for number in range(50_000):
+        counting.count(11.0, 10.9, (0, True, b"%05d" % number))
+    numbers = [int(kept.payload) for kept in counting.result().kept]
+    assert len(numbers) < 200
+    assert numbers[:4] == [0, 1, 2, 3]
+    assert numbers[-1] > 40_000
+
+
+def test_percentiles_are_nearest_ranks() -> None:
+    hundred = [float(value) for value in range(1, 101)]
+    assert [percentile(hundred, share) for share in (0.5, 0.9, 0.99, 0.999)] == [50.0, 90.0, 99.0, 100.0]
+    assert percentile([7.0], 0.5) == 7.0
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_arrivals_have_the_rate_and_are_the_same_for_the_same_seed() -> None:
+    plan = Plan("", ((b"",),), rate_per_s=1000.0)
+    arrivals = list(poisson(plan, 5.0, 25.0))
+    assert arrivals == list(poisson(plan, 5.0, 25.0))
+    assert arrivals != list(poisson(msgspec.structs.replace(plan, seed=2), 5.0, 25.0))
+    assert 5.0 < arrivals[0] < arrivals[-1] < 25.0
+    assert len(arrivals) == pytest.approx(20_000, rel=0.03)

@@ -88,6 +88,14 @@ def test_only_equal_shapes_share_a_batch() -> None:
     assert [keys(action) for action in b.poll(0.0)] == [[1, 3], [2]]
 
 
+def test_the_head_s_shape_goes_first_however_many_wait_with_another() -> None:
+    b = batcher()
+    b.enqueue(entry(1, shape_key="a"), 0.0)
+    for key in (2, 3, 4):
+        b.enqueue(entry(key, shape_key="b"), 0.0)
+    assert [keys(action) for action in b.poll(0.0)] == [[1], [2, 3, 4]]
+
+
 def test_rows_never_exceed_the_batch_and_nobody_overtakes_the_one_that_does_not_fit() -> None:
     b = batcher()
     b.enqueue(entry(1, rows=2), 0.0)

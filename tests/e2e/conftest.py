@@ -25,6 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     made.digits()
     made.loopback("echo", shape="4")
     made.loopback("whip", "[worker]\nrun_budget_ms = 400\n", shape="-1", commands="true")
+    made.loopback("frames", "[batching]\nmax_batch_size = 2\n", shape="300000")
     made.loopback("text", datatype="BYTES", shape="2")
     made.start()
     yield made

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from appliance.cli.connection import Appliance
+from appliance.cli.output import CommandError
 from appliance.client import Client
 from appliance.core.errors import ApplianceError, ErrorCode
 from tests.e2e.house import LONG_S, ROOT, House
@@ -253,6 +254,33 @@ def test_broken_models_are_unavailable_with_their_reason_and_the_rest_serves(hou
         assert index[name]["reason"], name
         assert words in index[name]["reason"]
         assert str(house.folder) not in index[name]["reason"], "a path was shown to clients"
+    assert not house.stop()
+
+
+def test_an_unload_does_not_wait_for_a_load_that_hangs(house: House) -> None:
+    house.digits()
+    house.settings["repository"] |= {"load": "listed", "models": ["digits"]}
+    house.start()
+    house.loopback("hanging", "[worker]\nload_budget_ms = 600000\n", load="hang")
+    appliance, before = Appliance(house.http), house.children()
+    refused: list[str] = []
+
+    def load() -> None:
+        try:
+            Appliance(house.http).post("/v2/repository/models/hanging/load")
+        except CommandError as error:
+            refused.append(str(error))
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    house.wait_for("model.state", model="hanging", state="LOADING")
+    appliance.post("/v2/repository/models/hanging/unload")
+    loading.join(10)
+    assert not loading.is_alive()
+    assert refused, "the load was answered as if it had succeeded"
+    assert "unloaded while it was loaded" in refused[0]
+    psutil.wait_procs([child for child in house.children() if child not in before], timeout=LONG_S)
+    assert house.children() == before, "its worker is still there"
     assert not house.stop()
 
 

@@ -81,7 +81,13 @@ def test_triton_s_client_reads_every_document(served: House) -> None:
     config = client.get_model_config("digits")
     assert (config["max_batch_size"], config["input"][0]["dims"]) == (32, [28, 28, 1])
     assert client.get_inference_statistics("digits")["model_stats"][0]["name"] == "digits"
-    assert {entry["name"] for entry in client.get_model_repository_index()} == {"digits", "echo", "whip", "text"}
+    assert {entry["name"] for entry in client.get_model_repository_index()} == {
+        "digits",
+        "echo",
+        "frames",
+        "text",
+        "whip",
+    }
     assert client.get_system_shared_memory_status() == []
     client.unregister_system_shared_memory()
     client.unregister_cuda_shared_memory()
@@ -131,6 +137,30 @@ def test_inputs_that_do_not_fit_the_arena_are_passed_all_the_same(served: House)
     with Client(served.ipc, timeout_s=30) as client:
         found = client.infer("whip", {"data": row, "command": strings("")}).outputs["data"]
     np.testing.assert_array_equal(found, row)
+
+
+@pytest.mark.parametrize("transport", ["zmq", "http"])
+def test_answered_frames_leave_nothing_for_the_garbage_collector(served: House, transport: str) -> None:
+    """A circle of references would keep each frame until a collection comes by, which is thousands of requests away."""
+    frame = np.zeros((1, 300_000), np.float32)
+    front = psutil.Process(served.pid)
+    client: Any = Client(served.ipc)
+    given: Any = {"data": frame}
+    if transport == "http":
+        client.close()
+        client = tritonclient.http.InferenceServerClient(served.http.removeprefix("http://"))
+        given = [tritonclient.http.InferInput("data", [1, 300_000], "FP32").set_data_from_numpy(frame)]
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            client.infer("frames", given)
+
+    ask(20)
+    before = front.memory_info().rss
+    ask(100)
+    grown = front.memory_info().rss - before
+    client.close()
+    assert grown < 40 << 20, f"the front grew by {grown / 1e6:.0f} MB while 100 frames of 1.2 MB were answered"
 
 
 def test_an_engine_s_refusal_is_the_answer_and_the_worker_lives(served: House) -> None:

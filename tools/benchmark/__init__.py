@@ -1,1 +1,1 @@
-"""The pieces of `tools/bench.py`: models, limits, the server under test, cells, and the report."""
+"""The parts of `tools/bench.py`: cells, networks, limits, processes, rounds, targets, report."""

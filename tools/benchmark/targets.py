@@ -18,10 +18,7 @@ class Measured(Protocol):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One line of the table: a value found in cells and report, at least (or at most) a floor, better an aim.
-
-    `cell` is the cell that it is about, if it is about one.
-    """
+    """One line of the table: a value found in cells and report, at least (or at most) a floor, better an aim."""
 
     name: str
     floor: float
@@ -29,7 +26,6 @@ class Target(msgspec.Struct, frozen=True):
     find: Callable[[Mapping[str, Measured], dict[str, Any]], float]
     form: str = "{:.0%}"
     at_most: bool = False
-    cell: str = ""
 
     def value(self, cells: Mapping[str, Measured], report: dict[str, Any]) -> float:
         """What was found; NaN if its cell was not measured."""
@@ -70,7 +66,6 @@ def targets() -> list[Target]:
             _cell(f"digits:{transport}:1", over),
             "{:+.3f}",
             True,
-            f"digits:{transport}:1",
         )
         for transport in ("zmq-ipc", "http-binary")
     ]
@@ -93,9 +88,7 @@ def targets() -> list[Target]:
         ("resnet18:http-binary:16", share, 0.88, 0.95),
     )
     words = {share: "of raw best", batch_1: "of raw batch 1", echo: "of the echo"}
-    made += [
-        Target(f"{cell} {words[key]}", floor, aim, _cell(cell, key), cell=cell) for cell, key, floor, aim in shares
-    ]
+    made += [Target(f"{cell} {words[key]}", floor, aim, _cell(cell, key)) for cell, key, floor, aim in shares]
     made += [
         Target(
             f"digits {transport} 16: CPU s per 1,000",
@@ -104,7 +97,6 @@ def targets() -> list[Target]:
             _cell(f"digits:{transport}:16", "cpu_s_per_1000"),
             "{:.3f}",
             True,
-            f"digits:{transport}:16",
         )
         for transport in ("zmq-ipc", "http-binary")
     ]
