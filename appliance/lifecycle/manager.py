@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
+from typing import Any
 
 from appliance.config import RepositoryConfig, WorkersConfig
 from appliance.core.description import IndexEntry
@@ -16,6 +17,7 @@ from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavaila
 from appliance.core.request import ModelName, Version
 from appliance.core.states import ModelState, public_state
 from appliance.core.version_policy import GenerationSnapshot, Load, Unload, aspired_versions, next_action
+from appliance.lifecycle.compiler import Artifact, Compiler
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.lifecycle.repository import ModelFolder, Repository
 from appliance.observability.events import EventBus
@@ -31,6 +33,9 @@ class Model:
         self.name = name
         self.folder: ModelFolder | None = None
         self.generations: dict[str, ModelVersion] = {}
+        self.candidates: dict[int, ModelVersion] = {}
+        self.builds: set[asyncio.Task[None]] = set()
+        self.turn = 0
         self.aspired: frozenset[str] = frozenset()
         self.ready: dict[Version, ModelVersion] = {}
         self.newest: ModelVersion | None = None
@@ -60,8 +65,10 @@ class Manager:
         config: RepositoryConfig,
         workers: WorkersConfig,
         drain_timeout_s: float,
+        compiler: Compiler | None = None,
     ) -> None:
         self._repository = repository
+        self._compiler = compiler
         self._supervisor = supervisor
         self._events = events
         self._config = config
@@ -69,7 +76,7 @@ class Manager:
         self._drain_timeout_s = drain_timeout_s
         self._models: dict[ModelName, Model] = {}
         self._loads = asyncio.Semaphore(config.parallel_loads)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._required: frozenset[ModelName] = frozenset()
 
     @property
@@ -87,8 +94,7 @@ class Manager:
             model = self._model(name)
             if name not in folders:
                 log.error("model.missing", extra={"fields": {"model": name}})
-            self._aspire(model, folders.get(name))
-            self._own(self._reconcile(model), f"reconcile-{name}")
+            self._own(self._bring(model, folders.get(name)), f"reconcile-{name}")
         self._required = frozenset(ModelName(name) for name in self._config.required) or frozenset(names)
         return names
 
@@ -100,8 +106,7 @@ class Manager:
         names = set(folders) if config.load == "all" else {ModelName(name) for name in config.models}
         for name in names | {name for name, model in self._models.items() if model.aspired}:
             model = self._model(name)
-            self._aspire(model, folders.get(name) if name in names else None)
-            self._own(self._reconcile(model), f"reconcile-{name}")
+            self._own(self._bring(model, folders.get(name) if name in names else None), f"reconcile-{name}")
         for name, folder in folders.items():
             self._model(name).folder = folder
         self._required = frozenset(ModelName(name) for name in config.required) or frozenset(names)
@@ -112,7 +117,94 @@ class Manager:
             model = self._models[name] = Model(name)
         return model
 
-    def _aspire(self, model: Model, folder: ModelFolder | None) -> None:
+    async def _bring(self, model: Model, folder: ModelFolder | None) -> bool:
+        """Aspire to what is in a folder (None: to nothing), with the engines that are kept for it, and reconcile.
+
+        Versions for which a better engine is wanted and none is kept serve as they are, and it is built meanwhile. False if
+        something else was asked of this model before this was done: then that counts.
+        """
+        model.turn += 1
+        turn = model.turn
+        artifacts = await self._find(folder) if folder is not None and not folder.problem else {}
+        if model.turn != turn:
+            return False
+        self._end_builds(model)
+        self._aspire(model, folder, artifacts)
+        await self._reconcile(model)
+        if model.turn != turn:
+            return False
+        if folder is not None:
+            self._build_wanted(model, folder, artifacts)
+        return True
+
+    async def _find(self, folder: ModelFolder) -> dict[int, Artifact]:
+        found: dict[int, Artifact] = {}
+        if self._compiler is None:
+            return found
+        for number in aspired_versions(folder.versions, folder.manifest.versions):
+            version = folder.versions[number]
+            if not self._compiler.wanted(folder.manifest, version):
+                continue
+            artifact = await self._compiler.find(folder.name, folder.manifest, version)
+            if artifact is not None:
+                found[number] = artifact
+        return found
+
+    def _build_wanted(self, model: Model, folder: ModelFolder, artifacts: dict[int, Artifact]) -> None:
+        """Begin to build what is wanted and not kept."""
+        if self._compiler is None or folder.problem:
+            return
+        for number in aspired_versions(folder.versions, folder.manifest.versions):
+            if number in artifacts or not self._compiler.wanted(folder.manifest, folder.versions[number]):
+                continue
+            candidate = self._generation(model, folder, number, None)
+            model.candidates[number] = candidate
+            task = asyncio.create_task(self._build(model, candidate), name=f"build-{model.name}")
+            model.builds.add(task)
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+            task.add_done_callback(model.builds.discard)
+
+    async def _build(self, model: Model, candidate: ModelVersion) -> None:
+        """Build an engine, load it beside what serves, verify it, and switch; or leave all as it is, with the reason."""
+        replaced = candidate.generation
+        await candidate.build()
+        model.refresh()
+        if candidate.state is ModelState.FAILED:
+            return
+        async with model.lock:
+            if replaced not in model.aspired:
+                await candidate.stop(0)
+                return
+            async with self._loads:
+                await candidate.start()
+            if candidate.state is not ModelState.READY:
+                model.refresh()
+                return
+            model.candidates.pop(candidate.number, None)
+            model.generations[candidate.generation] = candidate
+            model.aspired = model.aspired - {replaced} | {candidate.generation}
+            model.refresh()
+        await self._reconcile(model)
+
+    def _end_builds(self, model: Model) -> None:
+        for task in list(model.builds):
+            task.cancel()
+        model.candidates.clear()
+
+    def _generation(self, model: Model, folder: ModelFolder, number: int, artifact: Artifact | None) -> ModelVersion:
+        return ModelVersion(
+            folder,
+            folder.versions[number],
+            supervisor=self._supervisor,
+            events=self._events,
+            workers=self._workers,
+            on_change=model.refresh,
+            compiler=self._compiler,
+            artifact=artifact,
+        )
+
+    def _aspire(self, model: Model, folder: ModelFolder | None, artifacts: dict[int, Artifact]) -> None:
         """Set the aspired generations from a folder (None: nothing), making records for new ones."""
         if folder is None or folder.problem:
             if folder is not None:
@@ -125,14 +217,7 @@ class Manager:
         model.folder = folder
         aspired = set()
         for number in aspired_versions(folder.versions, folder.manifest.versions):
-            made = ModelVersion(
-                folder,
-                folder.versions[number],
-                supervisor=self._supervisor,
-                events=self._events,
-                workers=self._workers,
-                on_change=model.refresh,
-            )
+            made = self._generation(model, folder, number, artifacts.get(number))
             known = model.generations.get(made.generation)
             if known is None or known.state in (ModelState.FAILED, ModelState.UNLOADED):
                 model.generations[made.generation] = made
@@ -170,11 +255,8 @@ class Manager:
         if folder.problem:
             raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {folder.problem}")
         model = self._model(name)
-        self._aspire(model, folder)
-        wanted = model.aspired
-        await self._reconcile(model)
-        if wanted and not model.aspired:
-            raise unavailable(f"failed to load '{name}': it was unloaded while it was loaded")
+        if not await self._bring(model, folder):
+            raise unavailable(f"failed to load '{name}': it was unloaded while it was loaded, or loaded anew")
         if not model.aspired:
             reason = "; ".join(folder.broken.values()) or "no version on disk is one of those the version policy names"
             raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {reason}")
@@ -191,6 +273,8 @@ class Manager:
         model = self._models.get(name)
         if model is None or (not model.generations and model.folder is None):
             raise not_found(f"Request for unknown model: '{name}' is not found")
+        model.turn += 1
+        self._end_builds(model)
         model.aspired = frozenset()
         model.refresh()
         for generation in model.generations.values():
@@ -259,7 +343,7 @@ class Manager:
             for generation in model.ready.values():
                 shown[generation.version] = generation
             for version, generation in sorted(shown.items(), key=lambda item: int(item[0])):
-                entries.append(IndexEntry(name, version, public_state(generation.state), generation.reason))
+                entries.append(IndexEntry(name, version, public_state(generation.state), _reason(model, generation)))
             folder = model.folder
             if folder is None:
                 continue
@@ -274,12 +358,12 @@ class Manager:
                 entries.append(IndexEntry(name, "", "UNAVAILABLE", "unloaded"))
         return [entry for entry in entries if entry.state == "READY" or not ready_only]
 
-    def _own(self, coroutine: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.create_task(coroutine, name=name)
+    def _own(self, coroutine: Coroutine[None, None, object], name: str) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("manager.task_failed", exc_info=task.exception(), extra={"fields": {"task": task.get_name()}})
@@ -292,3 +376,12 @@ class Manager:
         await asyncio.gather(*(generation.stop(drain_timeout_s) for generation in self.generations()))
         for model in self._models.values():
             model.refresh()
+
+
+def _reason(model: Model, generation: ModelVersion) -> str:
+    """Why a version is as it is, and what is being built for it or could not be."""
+    candidate = model.candidates.get(generation.number)
+    if candidate is None:
+        return generation.reason
+    building = f"{candidate.wanted}: {candidate.state} {candidate.reason}".strip()
+    return f"{generation.reason}; {building}" if generation.reason else building

@@ -20,6 +20,7 @@ from appliance.core.request import ModelName, Version
 from appliance.core.retry import RestartBudget
 from appliance.core.states import ModelState, model_transition
 from appliance.engines.base import EngineOptions, EngineTraits
+from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
@@ -41,7 +42,11 @@ class ModelVersion:
         events: EventBus,
         workers: WorkersConfig,
         on_change: Callable[[], None],
+        compiler: Compiler | None = None,
+        artifact: Artifact | None = None,
     ) -> None:
+        self.artifact = artifact
+        self._compiler = compiler
         self.name: ModelName = folder.name
         self.version = Version(str(version.version))
         self.number = version.version
@@ -72,8 +77,14 @@ class ModelVersion:
 
     @property
     def generation(self) -> str:
-        """This version as it was on disk when it was seen."""
-        return f"{self.version}@{self.fingerprint[:16]}"
+        """This version as it was on disk when it was seen, and what runs it."""
+        key = f"+{self.artifact.key[:16]}" if self.artifact is not None else ""
+        return f"{self.version}@{self.fingerprint[:16]}{key}"
+
+    @property
+    def wanted(self) -> str:
+        """What is to be made of it, in a word or two; empty if it serves as it is."""
+        return self._compiler.wanted(self.manifest, self._folder) if self._compiler is not None else ""
 
     @property
     def answering(self) -> bool:
@@ -91,9 +102,38 @@ class ModelVersion:
         self._events.publish("model.state", **fields)
         self._on_change()
 
-    async def start(self) -> None:
-        """From NEW to READY, or to FAILED with the reason. Never raises for what is wrong with the model."""
+    async def build(self) -> None:
+        """From NEW to BUILDING, with an artifact in the end, or to FAILED with the reason. `start` goes on from there."""
+        assert self._compiler is not None
         self._to(ModelState.APPROVED)
+        self._to(ModelState.BUILDING)
+        try:
+            self.artifact = await self._compiler.make(self.name, self.manifest, self._folder, self._progressed)
+        except ApplianceError as error:
+            self._to(ModelState.FAILED, error.message)
+
+    def _progressed(self, progress: BuildProgress) -> None:
+        """Say how far it is, in the reason and as an event: once for every percent at most."""
+        reason = f"{progress.phase} {progress.percent:.0f} %"
+        if reason != self.reason:
+            self.reason = reason
+            fields = {"model": self.name, "version": self.version, "state": str(self.state)}
+            self._events.publish("model.progress", phase=progress.phase, percent=round(progress.percent, 1), **fields)
+
+    async def _verify(self) -> None:
+        """Hold an engine that is new against the reference. UNAVAILABLE with the reason if it must not serve."""
+        if self.artifact is None or self.artifact.verified:
+            return
+        assert self._compiler is not None
+        self._to(ModelState.VERIFYING)
+        self.artifact = await self._compiler.verify(
+            self.name, self.manifest, self._folder, self.artifact, self._progressed
+        )
+
+    async def start(self) -> None:
+        """From NEW (or BUILDING) to READY, or to FAILED with the reason. Never raises for what is wrong with the model."""
+        if self.state is ModelState.NEW:
+            self._to(ModelState.APPROVED)
         self._to(ModelState.LOADING)
         begun = time.monotonic()
         opened: list[Instance] = []
@@ -101,11 +141,14 @@ class ModelVersion:
             for number in range(self.manifest.worker.instances):
                 opened.append(await self._open(number))  # noqa: PERF401  a comprehension would lose those opened before an error
         except ApplianceError as error:
-            for instance in opened:
-                self._supervisor.close_instance(instance)
-            self._to(ModelState.FAILED, error.message)
+            self._abandon(opened, error)
             return
         self._to(ModelState.WARMING)
+        try:
+            await self._verify()
+        except ApplianceError as error:
+            self._abandon(opened, error)
+            return
         layout = opened[0].layout
         assert layout is not None
         self._traits = opened[0].traits
@@ -136,11 +179,16 @@ class ModelVersion:
             },
         )
 
+    def _abandon(self, opened: list[Instance], error: ApplianceError) -> None:
+        for instance in opened:
+            self._supervisor.close_instance(instance)
+        self._to(ModelState.FAILED, error.message)
+
     async def _open(self, number: int) -> Instance:
         cores = len(os.sched_getaffinity(0))
         options = EngineOptions(
-            engine=self._folder.engine,
-            model_file=self._folder.model_file,
+            engine=self.artifact.engine if self.artifact is not None else self._folder.engine,
+            model_file=self.artifact.model_file if self.artifact is not None else self._folder.model_file,
             device=self.manifest.device,
             max_batch_size=self.manifest.batching.max_batch_size,
             cores=max(1, cores // self.manifest.worker.instances),
