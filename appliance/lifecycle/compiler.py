@@ -1,4 +1,4 @@
-"""What the lifecycle asks of compiling: whether a better engine is wanted for a version, whether one is kept, to make one, to check it.
+"""What the lifecycle asks of compiling: whether an engine is wanted for a version, whether one is kept, to make it, to check it.
 
 `building.compilation` is the real one; the lifecycle knows only this. Nothing here runs an engine or knows a library.
 """
