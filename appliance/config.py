@@ -89,6 +89,19 @@ class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_arena_bytes: Positive = 1 << 30
 
 
+class EnginesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Engines that are built on this box. Megabytes are 2**20 bytes.
+
+    `path` empty: engines/ in $STATE_DIRECTORY, else .engines/ in the repository. Beyond `max_size_mb` the least recently used
+    are removed. `memory_limit_mb` ends a build that takes more (0: no limit).
+    """
+
+    enabled: bool = True
+    path: str = ""
+    max_size_mb: Positive = 20_480
+    memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -105,6 +118,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     zmq: ZmqConfig = ZmqConfig()
     repository: RepositoryConfig = RepositoryConfig()
     workers: WorkersConfig = WorkersConfig()
+    engines: EnginesConfig = EnginesConfig()
     log: LogConfig = LogConfig()
 
 

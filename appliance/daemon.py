@@ -74,6 +74,7 @@ class Daemon:
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
+        from appliance.lifecycle.compilation import ModelCompiler, engines_path
         from appliance.lifecycle.manager import Manager
         from appliance.lifecycle.repository import Repository
         from appliance.observability.events import EventBus
@@ -90,6 +91,7 @@ class Daemon:
             config=config.repository,
             workers=config.workers,
             drain_timeout_s=config.drain_timeout_s,
+            compiler=ModelCompiler(engines_path(config), config.engines) if config.engines.enabled else None,
         )
         self._service = Service(self._manager, events)
         names = self._manager.start()

@@ -46,8 +46,11 @@ class ImageLayout(msgspec.Struct, frozen=True):
 def image_layout(spec: TensorSpec, preprocessing: PreprocessingManifest) -> ImageLayout:
     """How a picture lies in that input, by the manifest or else by its shape. SampleError if it looks like no picture."""
     sizes = spec.shape[-3:]
-    likely = {"NHWC": len(sizes) == 3 and sizes[2] in (1, 3), "NCHW": len(sizes) == 3 and sizes[0] in (1, 3)}
-    layout = preprocessing.layout or next((name for name, fits in likely.items() if fits), "")
+    likely: dict[str, bool] = {
+        "NHWC": len(sizes) == 3 and sizes[2] in (1, 3),
+        "NCHW": len(sizes) == 3 and sizes[0] in (1, 3),
+    }
+    layout: str = preprocessing.layout or next((name for name, fits in likely.items() if fits), "")
     if not layout or not likely[layout]:
         raise SampleError(
             f"input {spec.name!r} with shape {list(spec.shape)} does not look like a picture"
@@ -114,7 +117,7 @@ def scale(pixels: NDArray[np.uint8], spec: TensorSpec, preprocessing: Preprocess
     factor = preprocessing.scale or (1 / 255 if floats else 1.0)
     if factor == 1.0 and not preprocessing.mean and not preprocessing.std:
         return pixels.astype(kind)
-    values = pixels.astype(np.float32) * np.float32(factor)
+    values: NDArray[Any] = pixels.astype(np.float32) * np.float32(factor)
     if preprocessing.mean:
         values = values - np.array(preprocessing.mean, np.float32)
     if preprocessing.std:
@@ -123,19 +126,20 @@ def scale(pixels: NDArray[np.uint8], spec: TensorSpec, preprocessing: Preprocess
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One row for each input, with its batch axis of 1; its label's index (-1: none) and where it came from."""
+    """One row for each input, with its batch axis of 1; its label's index (-1: none), where it came from, a target if any."""
 
     inputs: dict[str, Any]
     label: int
     source: str
+    target: Any = None
 
 
 class SampleSource:
     """Samples of a folder or an .npz, in a fixed order; read anew each time it is gone through.
 
     A folder holds pictures and arrays (.npy for the only input, .npz by input name), in subfolders named by label where they have
-    one. An .npz holds an array for each input, rows first, and `label` or `y` with one integer a row; a model with one input also
-    takes `x`.
+    one. An .npz holds an array for each input, rows first; `label` (or `labels`, `y`) with one integer a row, or `target`
+    with the values of a regression; a model with one input also takes `x`.
     """
 
     def __init__(
@@ -238,12 +242,15 @@ class SampleSource:
         with self._archive(file) as archive:
             columns = self._columns(archive, file)
             given = next((archive[name] for name in ("label", "labels", "y") if name in archive.files), None)
+            target = archive["target"] if "target" in archive.files else None
             count = len(next(iter(columns.values())))
-            if any(len(column) != count for column in columns.values()) or (given is not None and len(given) != count):
+            beside = [column for column in (given, target) if column is not None]
+            if any(len(column) != count for column in (*columns.values(), *beside)):
                 raise SampleError(f"{file}: its arrays have different numbers of rows")
             for row in range(min(count, self._limit) if self._limit else count):
                 inputs = {spec.name: self._row(file, spec, columns[spec.name][row : row + 1]) for spec in self._inputs}
-                yield Sample(inputs, int(given[row]) if given is not None else label, f"{file.name}[{row}]")
+                index = int(given[row]) if given is not None else label
+                yield Sample(inputs, index, f"{file.name}[{row}]", target[row] if target is not None else None)
 
     def _row(self, file: Path, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
         if array.ndim == len(spec.shape) - 1:

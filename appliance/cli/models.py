@@ -52,6 +52,8 @@ def show(name: Name, url: URL = None, as_json: JSON = False) -> None:
     typer.echo(
         f"provider {parameters.get('appliance.provider', '?')}, {config['instance_group'][0]['count']} instance(s)"
     )
+    if engine := parameters.get("appliance.engine"):
+        typer.echo(f"engine {engine}, verified: {parameters['appliance.verification']}")
     if batch:
         typer.echo(
             f"batches up to {batch} rows; sizes that pay: {parameters.get('appliance.batch_sizes', 'not measured')}"

@@ -24,6 +24,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     """One model version as clients see it. Specs include the batch axis; `max_batch_size` 0 means unbatched.
 
     `paying_batch_sizes` are the sizes the scheduler uses; `provider` is what really runs it (e.g. CPUExecutionProvider).
+    `engine` is what was built of it ("int8", "tensorrt fp16"; empty: it runs as it is), `verification` what its check found.
     """
 
     name: ModelName
@@ -42,6 +43,8 @@ class ModelDescription(msgspec.Struct, frozen=True):
     description: str = ""
     unbatched_reason: str = ""
     paying_batch_sizes: tuple[int, ...] = ()
+    engine: str = ""
+    verification: str = ""
     parameters: dict[str, str] = {}
 
 

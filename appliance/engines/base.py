@@ -16,7 +16,10 @@ from appliance.core.tensor import Buffer, DataType, Shape, TensorSpec
 
 
 class EngineOptions(msgspec.Struct, frozen=True):
-    """What a worker is told to load. `cores` is what this worker may use; `max_batch_size` 0 leaves the choice to the model."""
+    """What a worker is told to load. `cores` is what this worker may use; `max_batch_size` 0 leaves the choice to the model.
+
+    `device` is a contract ("cpu", "cuda", "cuda:1"): the engine runs there or refuses, unless `fallback` is "cpu".
+    """
 
     engine: str
     model_file: str
@@ -25,6 +28,7 @@ class EngineOptions(msgspec.Struct, frozen=True):
     cores: int
     onnxruntime: OnnxRuntimeManifest
     parameters: dict[str, str]
+    fallback: str = ""
 
 
 class EngineTraits(msgspec.Struct, frozen=True):

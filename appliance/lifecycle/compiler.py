@@ -1,6 +1,6 @@
 """What the lifecycle asks of compiling: whether an engine is wanted for a version, whether one is kept, to make it, to check it.
 
-`building.compilation` is the real one; the lifecycle knows only this. Nothing here runs an engine or knows a library.
+`compilation` is the real one; model versions and the manager know only this. Nothing here runs an engine or knows a library.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from appliance.core.manifest import ModelManifest
-from appliance.core.request import ModelName
-from appliance.lifecycle.repository import VersionFolder
+from appliance.lifecycle.repository import ModelFolder, VersionFolder
 
 
 class Artifact(msgspec.Struct, frozen=True):
     """An engine made from a version's model.onnx: what runs it, its file, its key in the cache, and whether it was verified.
 
-    `label` is what people call it: "int8", "tensorrt fp16".
+    `label` is what people call it: "int8", "tensorrt fp16"; `summary` says in one line what the verification found.
     """
 
     engine: str
@@ -26,6 +24,7 @@ class Artifact(msgspec.Struct, frozen=True):
     key: str
     label: str
     verified: bool
+    summary: str = ""
 
 
 class BuildProgress(msgspec.Struct, frozen=True):
@@ -41,23 +40,16 @@ OnProgress: TypeAlias = Callable[[BuildProgress], None]
 class Compiler(Protocol):
     """Makes engines for this box. All of its errors are UNAVAILABLE with the reason."""
 
-    def wanted(self, manifest: ModelManifest, version: VersionFolder) -> str:
+    def wanted(self, folder: ModelFolder, version: VersionFolder) -> str:
         """What should be made of this version, in a word or two ("int8"); empty if the model serves as it is."""
 
-    async def find(self, name: ModelName, manifest: ModelManifest, version: VersionFolder) -> Artifact | None:
+    async def find(self, folder: ModelFolder, version: VersionFolder) -> Artifact | None:
         """The verified engine that is kept for exactly this, or None. One that failed its verification is not given."""
 
-    async def make(
-        self, name: ModelName, manifest: ModelManifest, version: VersionFolder, on_progress: OnProgress
-    ) -> Artifact:
+    async def make(self, folder: ModelFolder, version: VersionFolder, on_progress: OnProgress) -> Artifact:
         """Build it, in a process of its own; cancelled with the task."""
 
     async def verify(
-        self,
-        name: ModelName,
-        manifest: ModelManifest,
-        version: VersionFolder,
-        artifact: Artifact,
-        on_progress: OnProgress,
+        self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
         """Hold it against the reference; the artifact as verified. UNAVAILABLE says by how much it missed what."""

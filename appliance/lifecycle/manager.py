@@ -77,6 +77,7 @@ class Manager:
         self._models: dict[ModelName, Model] = {}
         self._loads = asyncio.Semaphore(config.parallel_loads)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._builds: set[asyncio.Task[Any]] = set()
         self._required: frozenset[ModelName] = frozenset()
 
     @property
@@ -143,9 +144,9 @@ class Manager:
             return found
         for number in aspired_versions(folder.versions, folder.manifest.versions):
             version = folder.versions[number]
-            if not self._compiler.wanted(folder.manifest, version):
+            if not self._compiler.wanted(folder, version):
                 continue
-            artifact = await self._compiler.find(folder.name, folder.manifest, version)
+            artifact = await self._compiler.find(folder, version)
             if artifact is not None:
                 found[number] = artifact
         return found
@@ -155,13 +156,13 @@ class Manager:
         if self._compiler is None or folder.problem:
             return
         for number in aspired_versions(folder.versions, folder.manifest.versions):
-            if number in artifacts or not self._compiler.wanted(folder.manifest, folder.versions[number]):
+            if number in artifacts or not self._compiler.wanted(folder, folder.versions[number]):
                 continue
             candidate = self._generation(model, folder, number, None)
             model.candidates[number] = candidate
             task = asyncio.create_task(self._build(model, candidate), name=f"build-{model.name}")
             model.builds.add(task)
-            self._tasks.add(task)
+            self._builds.add(task)
             task.add_done_callback(self._finished)
             task.add_done_callback(model.builds.discard)
 
@@ -327,7 +328,7 @@ class Manager:
 
     @property
     def settled(self) -> bool:
-        """Nothing is being loaded or unloaded."""
+        """Nothing is being loaded or unloaded. Builds go on beside what serves, and are not waited for."""
         return not self._tasks
 
     def generations(self) -> Iterable[ModelVersion]:
@@ -365,14 +366,16 @@ class Manager:
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._builds.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("manager.task_failed", exc_info=task.exception(), extra={"fields": {"task": task.get_name()}})
 
     async def close(self, drain_timeout_s: float) -> None:
         """Stop loading, drain every version at once, unload all."""
-        for task in list(self._tasks):
+        tasks = [*self._tasks, *self._builds]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(generation.stop(drain_timeout_s) for generation in self.generations()))
         for model in self._models.values():
             model.refresh()

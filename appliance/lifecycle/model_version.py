@@ -58,6 +58,7 @@ class ModelVersion:
         self.restarts = 0
         self.scheduler: Scheduler | None = None
         self.statistics = ModelStatistics(self.name, self.version)
+        self._model = folder
         self._folder = version
         self._supervisor = supervisor
         self._events = events
@@ -84,7 +85,7 @@ class ModelVersion:
     @property
     def wanted(self) -> str:
         """What is to be made of it, in a word or two; empty if it serves as it is."""
-        return self._compiler.wanted(self.manifest, self._folder) if self._compiler is not None else ""
+        return self._compiler.wanted(self._model, self._folder) if self._compiler is not None else ""
 
     @property
     def answering(self) -> bool:
@@ -108,7 +109,7 @@ class ModelVersion:
         self._to(ModelState.APPROVED)
         self._to(ModelState.BUILDING)
         try:
-            self.artifact = await self._compiler.make(self.name, self.manifest, self._folder, self._progressed)
+            self.artifact = await self._compiler.make(self._model, self._folder, self._progressed)
         except ApplianceError as error:
             self._to(ModelState.FAILED, error.message)
 
@@ -126,9 +127,7 @@ class ModelVersion:
             return
         assert self._compiler is not None
         self._to(ModelState.VERIFYING)
-        self.artifact = await self._compiler.verify(
-            self.name, self.manifest, self._folder, self.artifact, self._progressed
-        )
+        self.artifact = await self._compiler.verify(self._model, self._folder, self.artifact, self._progressed)
 
     async def start(self) -> None:
         """From NEW (or BUILDING) to READY, or to FAILED with the reason. Never raises for what is wrong with the model."""
@@ -194,6 +193,7 @@ class ModelVersion:
             cores=max(1, cores // self.manifest.worker.instances),
             onnxruntime=self.manifest.onnxruntime,
             parameters=self.manifest.parameters,
+            fallback=self.manifest.fallback,
         )
         opening = self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker)
         self._opening = asyncio.create_task(opening, name=f"open-{self.name}")
@@ -328,6 +328,8 @@ class ModelVersion:
             description=self.manifest.description,
             unbatched_reason=traits.unbatched_reason,
             paying_batch_sizes=self._paying,
+            engine=self.artifact.label if self.artifact is not None else "",
+            verification=self.artifact.summary if self.artifact is not None else "",
             parameters=self.manifest.parameters,
         )
 

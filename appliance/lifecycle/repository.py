@@ -22,7 +22,9 @@ MAX_LABELS = 1_000_000
 MAX_MANIFEST_BYTES = 1 << 20
 
 ENGINE_FILES = {"model.onnx": "onnxruntime"}
-"""Which engine runs a file of that name."""
+"""Which engine runs a file of that name as it is; the others are built from it."""
+
+BUILT_ENGINES = ("tensorrt", "tensorrt_rtx")
 
 
 class VersionFolder(msgspec.Struct, frozen=True):
@@ -122,11 +124,13 @@ def _labels(path: Path, manifest: ModelManifest) -> tuple[str, ...]:
 def _version(path: Path, manifest: ModelManifest, common: str) -> VersionFolder:
     """A version folder; ValueError if no engine can run what is in it."""
     version = int(path.name)
+    if manifest.engine in BUILT_ENGINES and manifest.device == "cpu":
+        raise ValueError(f'engine = "{manifest.engine}" needs a GPU: set device = "cuda"')
     if manifest.engine == "loopback":
         return VersionFolder(version, "loopback", "", common)
     for file_name, engine in ENGINE_FILES.items():
         file = path / file_name
-        if manifest.engine in ("", engine) and file.is_file():
+        if manifest.engine in ("", engine, *BUILT_ENGINES) and file.is_file():
             stamps = sorted((child.name, child.stat().st_size, child.stat().st_mtime_ns) for child in path.iterdir())
             fingerprint = hashlib.sha256(repr((common, stamps)).encode()).hexdigest()
             return VersionFolder(version, engine, str(file.resolve()), fingerprint)

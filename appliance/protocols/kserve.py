@@ -248,6 +248,8 @@ def config_document(model: ModelDescription) -> dict[str, Any]:
             for key, value in {
                 **model.parameters,
                 "appliance.provider": model.provider,
+                "appliance.engine": model.engine,
+                "appliance.verification": model.verification,
                 "appliance.unbatched_reason": model.unbatched_reason,
                 "appliance.batch_sizes": ",".join(str(size) for size in model.paying_batch_sizes),
             }.items()

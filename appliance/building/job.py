@@ -1,0 +1,79 @@
+"""The build process: one order on standard input, progress and one result as JSON lines on standard output.
+
+Niced, first to go when memory is short, within a memory limit if one is set, and gone with whoever started it. Started by `jobs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import msgspec
+
+from appliance.building import compilation
+from appliance.building.orders import BuildError, BuildOrder, Job, Order, ProbeOrder, Progress, Result
+
+PR_SET_PDEATHSIG = 1
+NICENESS = 10
+MIB = 1 << 20
+
+
+def main() -> None:
+    """Run one job."""
+    _become_background()
+    lines = os.fdopen(os.dup(1), "wb", 0)
+    # libraries print; on our standard output that would be a broken line
+    os.dup2(2, 1)
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    if job.memory_limit_mb:
+        resource.setrlimit(resource.RLIMIT_DATA, (job.memory_limit_mb * MIB, resource.RLIM_INFINITY))
+    last = -1.0
+
+    def say(phase: str, percent: float) -> None:
+        nonlocal last
+        last = max(last, round(percent, 1))
+        lines.write(msgspec.json.encode(Progress(phase, last)) + b"\n")
+
+    try:
+        result = _do(job.order, say)
+    except BuildError as error:
+        result = Result(str(error))
+    except MemoryError:
+        result = Result("it ran out of memory: see [engines] memory_limit_mb")
+    lines.write(msgspec.json.encode(result) + b"\n")
+
+
+def _do(order: Order, say: compilation.OnPercent) -> Result:
+    if isinstance(order, BuildOrder):
+        return Result(outcome=compilation.build(order.target, say, force=order.force))
+    if isinstance(order, ProbeOrder):
+        return Result(device=compilation.probe(order.device))
+    if not order.digest:
+        return Result(report=_raw(compilation.check_as_is(order.target, say)))
+    outcome, report = compilation.check(order.target, order.digest, say)
+    return Result(outcome=outcome, report=_raw(report))
+
+
+def _raw(report: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(report))
+
+
+def _become_background() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+if __name__ == "__main__":
+    main()
