@@ -63,6 +63,8 @@ def _make(target: Target, found: Inspection, staging: Path, on_percent: OnPercen
     """Build into the folder; the name of the file that the engine loads."""
     log = [f"{target.model} version {target.version}: {target.label}"]
     source, manifest = Path(target.source), target.manifest
+    if manifest.precision == "bf16" and target.engine == "onnxruntime":
+        raise BuildError("ONNX Runtime has BF16 for few operators; bf16 is for TensorRT: use fp16 or int8 here")
     converted = manifest.precision in CONVERTED
     share = 100.0 if target.engine == "onnxruntime" else 25.0
 

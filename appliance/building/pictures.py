@@ -235,14 +235,24 @@ class SampleSource:
             name = spec.name if spec.name in archive.files else "x"
             if name not in archive.files or (name == "x" and len(self._inputs) > 1):
                 raise SampleError(f"{file} has no array {spec.name!r}; it holds {', '.join(archive.files)}")
-            columns[spec.name] = archive[name]
+            columns[spec.name] = self._member(archive, name, file)
         return columns
+
+    def _member(self, archive: Any, name: str, file: Path) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = archive[name]
+        except (ValueError, OSError, EOFError) as error:
+            raise SampleError(f"{file}: its array {name!r} cannot be read: {error}") from error
+        if not array.ndim:
+            raise SampleError(f"{file}: its array {name!r} is a scalar, rows were expected")
+        return array
 
     def _rows(self, file: Path, label: int) -> Iterator[Sample]:
         with self._archive(file) as archive:
             columns = self._columns(archive, file)
-            given = next((archive[name] for name in ("label", "labels", "y") if name in archive.files), None)
-            target = archive["target"] if "target" in archive.files else None
+            names = [name for name in ("label", "labels", "y") if name in archive.files]
+            given = self._member(archive, names[0], file) if names else None
+            target = self._member(archive, "target", file) if "target" in archive.files else None
             count = len(next(iter(columns.values())))
             beside = [column for column in (given, target) if column is not None]
             if any(len(column) != count for column in (*columns.values(), *beside)):

@@ -62,15 +62,16 @@ class House:
 
     def spawn(self) -> None:
         self.write_config()
+        self._lines = queue.Queue()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "appliance", "serve", "--config", str(self.config)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "HOME": str(self.home), "XDG_CACHE_HOME": str(self.home / ".cache")},
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True).start()
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
+    def _read(self, process: subprocess.Popen[str], lines: queue.Queue[dict[str, Any] | None]) -> None:
         assert process.stderr is not None
         with process.stderr as stream:
             for line in stream:
@@ -78,8 +79,8 @@ class House:
                     entry = json.loads(line)
                 except ValueError:
                     entry = {"event": "raw", "line": line}
-                self._lines.put(entry)
-        self._lines.put(None)
+                lines.put(entry)
+        lines.put(None)
 
     def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
         """The next log entry of that event with those fields."""

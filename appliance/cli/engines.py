@@ -1,0 +1,421 @@
+"""`compile`, `verify` and `engines`: make engines for this box, check them, and look at what is kept.
+
+These work on the model repository itself, with or without a running appliance; one that runs is told when there is a new engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from appliance.cli.connection import Appliance
+from appliance.cli.options import JSON, URL, command
+from appliance.cli.output import CommandError, Exit, note, print_json, print_table
+from appliance.config import Config, find, load
+
+if TYPE_CHECKING:
+    from appliance.building.orders import Order, Outcome, Result, Target
+    from appliance.building.verification import Report
+    from appliance.lifecycle.repository import ModelFolder
+
+PRECISIONS = ("as-is", "fp32", "fp16", "bf16", "int8")
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+
+Name = Annotated[str, typer.Argument(help="The model's name: its folder in the repository.")]
+Repository = Annotated[
+    Path | None,
+    typer.Option("--repository", "-r", help="The model repository; else the configuration's.", show_default=False),
+]
+Version = Annotated[int, typer.Option("--model-version", help="Which version; 0: the newest.", min=0)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("compile")(compile_model)
+    app.command("verify")(verify)
+    engines = typer.Typer(no_args_is_help=True, help="The engines built on this box: list, prune.")
+    engines.command("list")(list_engines)
+    engines.command("prune")(prune)
+    app.add_typer(engines, name="engines")
+
+
+@command
+def compile_model(
+    name: Name,
+    precision: Annotated[
+        str, typer.Option(help=f"One of {', '.join(PRECISIONS)}; else the model's own.", show_default=False)
+    ] = "",
+    engine: Annotated[
+        str, typer.Option(help=f"One of {', '.join(ENGINES)}; else the fastest here.", show_default=False)
+    ] = "",
+    version: Version = 0,
+    repository: Repository = None,
+    force: Annotated[bool, typer.Option("--force", help="Build anew even if an engine is kept.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="Write a chosen precision or engine that passed to model.toml.")
+    ] = True,
+    tell: Annotated[
+        bool, typer.Option("--load/--no-load", help="Have a running appliance switch to the engine.")
+    ] = True,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """Turn a model into an engine for this box, and check that it answers as the model does; only then may it serve."""
+    config = _config(repository)
+    folder = model_folder(config, name)
+    folder, changed = chosen(folder, precision, engine)
+    outcome, report = compile_folder(config, folder, version, force=force)
+    if report is not None and not report.passed:
+        _say(outcome, report, as_json=as_json)
+        raise typer.Exit(Exit.FAILED)
+    if changed and write:
+        write_manifest(config, name, changed)
+        note(f"model.toml of {name} now says " + ", ".join(f"{key} = {value!r}" for key, value in changed.items()))
+    loaded = tell and _tell(url, name)
+    _say(outcome, report, as_json=as_json, loaded=loaded)
+
+
+@command
+def verify(
+    name: Name,
+    version: Version = 0,
+    repository: Repository = None,
+    as_json: JSON = False,
+) -> None:
+    """Hold what serves, or would serve, against the reference: errors, the task's metrics, rows alone and in batches."""
+    from appliance.building.orders import CheckOrder
+
+    config = _config(repository)
+    folder = model_folder(config, name)
+    wanted = _target(config, folder, version)
+    kept = _kept(wanted)
+    if wanted.engine != "onnxruntime" or wanted.label != "onnxruntime":
+        if kept is None:
+            raise CommandError(
+                Exit.FAILED, "NOT_BUILT", f"no {wanted.label} engine of {name} is kept", f"appliance compile {name}"
+            )
+        result = run_job(CheckOrder(wanted, kept.digest), config, wanted)
+    else:
+        result = run_job(CheckOrder(wanted, ""), config, wanted)
+    report = _report(result)
+    _say(result.outcome, report, as_json=as_json)
+    if not report.passed:
+        raise typer.Exit(Exit.FAILED)
+
+
+@command
+def list_engines(repository: Repository = None, as_json: JSON = False) -> None:
+    """Every engine that is kept, with its verdict."""
+    from appliance.building.store import EngineStore
+    from appliance.lifecycle.compilation import engines_path
+
+    entries = EngineStore(engines_path(_config(repository))).entries()
+    if as_json:
+        import msgspec
+
+        print_json(
+            [
+                {"model": entry.model, "digest": entry.digest, "folder": str(entry.folder), "bytes": entry.nbytes}
+                | msgspec.to_builtins(entry.sidecar)
+                for entry in entries
+            ]
+        )
+        return
+    print_table(
+        ("MODEL", "ENGINE", "KEY", "MB", "SECONDS", "VERIFIED", ""),
+        [
+            (
+                entry.model,
+                entry.sidecar.label,
+                entry.digest[:12],
+                f"{entry.nbytes / 1e6:.1f}",
+                f"{entry.sidecar.seconds:.1f}",
+                entry.sidecar.verified or "not yet",
+                (entry.sidecar.reason or entry.sidecar.summary)[:100],
+            )
+            for entry in entries
+        ],
+    )
+
+
+@command
+def prune(
+    repository: Repository = None,
+    max_size_mb: Annotated[int, typer.Option(min=0, help="Keep at most this much (2**20 bytes); 0: nothing.")] = 0,
+    as_json: JSON = False,
+) -> None:
+    """Remove damaged engines, and the least recently used beyond a size. What is wanted again is built again."""
+    from appliance.building.store import EngineStore
+    from appliance.lifecycle.compilation import engines_path
+
+    removed = EngineStore(engines_path(_config(repository))).prune(max_size_mb << 20)
+    if as_json:
+        print_json(removed)
+    else:
+        note(f"{len(removed)} engine(s) removed")
+
+
+def _config(repository: Path | None) -> Config:
+    return load(find(), overrides=[f'repository.path="{repository}"'] if repository is not None else [])
+
+
+def model_folder(config: Config, name: str) -> ModelFolder:
+    """A model of the repository; CommandError if it is not there or cannot be read."""
+    from appliance.core.request import ModelName
+    from appliance.lifecycle.repository import Repository as Models
+
+    place = Path(config.repository.path)
+    folder = Models(place).read(ModelName(name))
+    if folder is None:
+        raise CommandError(Exit.USAGE, "NO_MODEL", f"{place} has no model folder {name!r}", "see `ls` there")
+    problem = folder.problem or "; ".join(folder.broken.values())
+    if not folder.versions:
+        raise CommandError(Exit.FAILED, "BAD_MODEL", f"{name}: {problem}")
+    return folder
+
+
+def chosen(folder: ModelFolder, precision: str, engine: str) -> tuple[ModelFolder, dict[str, str]]:
+    """The folder with another precision or engine, and what is different from its model.toml. CommandError for unknown words."""
+    import msgspec
+
+    changed = {}
+    for key, value, known in (("precision", precision, PRECISIONS), ("engine", engine, ENGINES)):
+        if value and value not in known:
+            raise CommandError(Exit.USAGE, "USAGE", f"{value!r} is no {key}", f"one of {', '.join(known)}")
+        if value and value != getattr(folder.manifest, key):
+            changed[key] = value
+    if changed.get("engine", "onnxruntime") != "onnxruntime" and folder.manifest.device == "cpu":
+        changed["device"] = "cuda"
+    return msgspec.structs.replace(folder, manifest=msgspec.structs.replace(folder.manifest, **changed)), changed
+
+
+def _target(config: Config, folder: ModelFolder, version: int) -> Target:
+    """What to build or check; "onnxruntime" as it is where nothing is to be built."""
+    from appliance.building.orders import DeviceFacts, ProbeOrder, wanted_engine
+    from appliance.lifecycle.compilation import device_index, engines_path, target, tensorrt_flavour
+
+    number = version or max(folder.versions)
+    if number not in folder.versions:
+        known = ", ".join(map(str, sorted(folder.versions)))
+        raise CommandError(Exit.USAGE, "NO_VERSION", f"{folder.name} has no version {number}; it has {known}")
+    engine = wanted_engine(folder.manifest, tensorrt=tensorrt_flavour()) or "onnxruntime"
+    wanted = target(engines_path(config), folder, folder.versions[number], engine, DeviceFacts())
+    if engine == "onnxruntime":
+        return wanted
+    import msgspec
+
+    result = run_job(ProbeOrder(device_index(folder.manifest)), config, wanted)
+    assert result.device is not None
+    return msgspec.structs.replace(wanted, device=result.device)
+
+
+def compile_folder(
+    config: Config, folder: ModelFolder, version: int, *, force: bool
+) -> tuple[Outcome | None, Report | None]:
+    """Build and verify, or find what is kept; no outcome for a model that serves as it is. CommandError: it cannot be built."""
+    from appliance.building.orders import BuildOrder, CheckOrder
+
+    wanted = _target(config, folder, version)
+    if wanted.label == "onnxruntime":
+        note(f"{folder.name} runs on ONNX Runtime as it is: nothing to build; its answers are checked")
+        return None, _report(run_job(CheckOrder(wanted, ""), config, wanted))
+    built = run_job(BuildOrder(wanted, force), config, wanted).outcome
+    assert built is not None
+    checked = run_job(CheckOrder(wanted, built.digest), config, wanted)
+    assert checked.outcome is not None
+    import msgspec
+
+    return msgspec.structs.replace(checked.outcome, built=built.built), _report(checked)
+
+
+def _kept(wanted: Target) -> Outcome | None:
+    from appliance.building import keys
+    from appliance.building.orders import BuildError
+
+    try:
+        return keys.find(wanted)
+    except BuildError as error:
+        raise CommandError(Exit.FAILED, "STORE", str(error)) from error
+
+
+def _report(result: Result) -> Report:
+    import msgspec
+
+    from appliance.building.verification import Report
+
+    return msgspec.json.decode(result.report, type=Report)
+
+
+def run_job(order: Order, config: Config, wanted: Target) -> Result:
+    """Run a build process with a bar on a terminal; CommandError with its reason if it fails."""
+    from appliance.building import jobs
+    from appliance.building.orders import BuildError
+
+    with progress_bar(f"{wanted.model} {wanted.label}") as on_percent:
+        try:
+            return asyncio.run(
+                jobs.run(
+                    order,
+                    on_percent,
+                    time_budget_s=wanted.manifest.build.time_budget_s,
+                    memory_limit_mb=config.engines.memory_limit_mb,
+                )
+            )
+        except BuildError as error:
+            raise CommandError(Exit.FAILED, "BUILD", f"{wanted.model}: {error}", "docs/compiling.md") from error
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal's standard error; elsewhere a line for each new phase."""
+    if not sys.stderr.isatty():
+        last = ""
+
+        def say(phase: str, _percent: float) -> None:
+            nonlocal last
+            if phase != last:
+                note(f"{title}: {phase}")
+            last = phase
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[title]}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[phase]}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=100, title=title, phase="")
+        yield lambda phase, percent: bar.update(task, completed=percent, phase=phase)
+
+
+def write_manifest(config: Config, name: str, changed: dict[str, Any]) -> None:
+    """Change keys of a model.toml (tables as nested dictionaries), leaving comments and order as they are."""
+    import tomlkit
+
+    from appliance.building.durable import write_durably
+
+    file = Path(config.repository.path) / name / "model.toml"
+    document = tomlkit.parse(file.read_text() if file.exists() else "")
+    _merge(document, changed)
+    try:
+        write_durably(file, tomlkit.dumps(document).encode())
+    except OSError as error:
+        raise CommandError(
+            Exit.FAILED,
+            "READ_ONLY",
+            f"{file} cannot be written: {error.strerror}",
+            "write " + ", ".join(f"{key} = {value!r}" for key, value in changed.items()) + " there yourself",
+        ) from error
+
+
+def _merge(document: Any, changed: dict[str, Any]) -> None:
+    import tomlkit
+
+    fresh = {}
+    for key, value in changed.items():
+        if isinstance(value, dict):
+            if key not in document:
+                document[key] = tomlkit.table()
+            _merge(document[key], value)
+        elif key in document:
+            document[key] = value
+        else:
+            fresh[key] = value
+    for key, value in fresh.items():
+        _insert(document, key, value)
+
+
+def _insert(document: Any, key: str, value: Any) -> None:
+    """Before the first table: a plain key after it would belong to it."""
+    import tomlkit
+
+    tables = [name for name, item in document.items() if isinstance(item, dict)]
+    if not tables or not isinstance(document, tomlkit.TOMLDocument):
+        document.add(key, value)
+        return
+    rest = {name: document.pop(name) for name in tables}
+    document.add(key, value)
+    for name, item in rest.items():
+        document.add(name, item)
+
+
+def _tell(url: str | None, name: str) -> bool:
+    """Have a running appliance load the model anew; whether there was one."""
+    try:
+        Appliance(url).post(f"/v2/repository/models/{quote(name, safe='')}/load")
+    except CommandError as error:
+        if error.code is not Exit.UNREACHABLE:
+            raise
+        return False
+    return True
+
+
+def _say(outcome: Outcome | None, report: Report | None, *, as_json: bool, loaded: bool = False) -> None:
+    import msgspec
+
+    if as_json:
+        print_json({"engine": msgspec.to_builtins(outcome), "report": msgspec.to_builtins(report), "loaded": loaded})
+        return
+    if report is not None:
+        _say_report(report)
+    if outcome is not None:
+        state = f"built in {outcome.seconds:.1f} s" if outcome.built else "kept"
+        note(f"{outcome.label}: {state}; report: {Path(outcome.folder, 'verification.html')}")
+    if loaded:
+        note("the running appliance has loaded it")
+
+
+def _say_report(report: Report) -> None:
+    if report.outputs:
+        _say_numbers(report)
+    for failure in report.failures:
+        note(f"failed: {failure}")
+    verdict = "passed: it may serve" if report.passed else "failed: it does not serve"
+    typer.echo(f"{report.label} of {report.model} {verdict} ({report.rows} rows, {report.inputs})")
+
+
+def _say_numbers(report: Report) -> None:
+    print_table(
+        ("OUTPUT", "MAX ABS", "MEAN ABS", "MAX REL", "COSINE", "UNEQUAL", ""),
+        [
+            (
+                output.name,
+                f"{output.max_absolute:.3g}",
+                f"{output.mean_absolute:.3g}",
+                f"{output.max_relative:.3g}",
+                f"{output.cosine:.6f}",
+                f"{output.mismatch:.2%}",
+                output.problem,
+            )
+            for output in report.outputs
+        ],
+    )
+    rows = [
+        ("reference", report.reference_provider, f"{report.reference_s * 1000:.3f}", *_shares(report.metric_reference))
+    ]
+    rows.append(
+        (report.label, report.candidate_provider, f"{report.candidate_s * 1000:.3f}", *_shares(report.metric_candidate))
+    )
+    print_table(("", "PROVIDER", "MS A ROW", "METRIC"), rows)
+
+
+def _shares(metric: Any) -> tuple[str, ...]:
+    from appliance.building.comparison import Classification, Regression
+
+    if isinstance(metric, Classification):
+        return (f"accuracy {metric.accuracy:.4f}, F1 {metric.f1:.4f} ({metric.samples} samples)",)
+    if isinstance(metric, Regression):
+        return (f"MSE {metric.mse:.4g}, MAE {metric.mae:.4g} ({metric.samples} samples)",)
+    return ("",)

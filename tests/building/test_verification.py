@@ -1,0 +1,213 @@
+"""The gate with real engines: what agrees passes, what does not fails with its number, and nothing passes unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from appliance.building import report
+from appliance.building.comparison import Classification, Regression
+from appliance.building.verification import Report, VerificationError, VerifyOrder, generate, verify
+from appliance.core.manifest import (
+    BatchingManifest,
+    ModelManifest,
+    OnnxRuntimeManifest,
+    PreprocessingManifest,
+    VerifyManifest,
+)
+from appliance.core.tensor import DataType, TensorSpec
+from appliance.engines.base import EngineError, EngineOptions, EngineTraits
+from tests.building import graphs
+
+IDENTITY = np.eye(4)
+
+
+def _order(reference: Path, candidate: Path, **manifest: object) -> VerifyOrder:
+    wanted = ModelManifest(**manifest)  # type: ignore[arg-type]  # the tests name its fields
+    options = EngineOptions(
+        "onnxruntime", str(candidate), "cpu", wanted.batching.max_batch_size, 1, OnnxRuntimeManifest(), {}
+    )
+    return VerifyOrder("m", "1", "candidate", str(reference), options, wanted, (), str(reference.parent))
+
+
+def _linear(folder: Path, name: str, weight: np.ndarray, **kind: int) -> Path:
+    return graphs.linear(folder / f"{name}.onnx", weight, np.zeros(weight.shape[1]), **kind)
+
+
+def test_a_model_agrees_with_itself(tmp_path: Path) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    found = verify(_order(model, model))
+    assert found.passed
+    assert found.rows == 16
+    assert found.outputs[0].max_absolute == 0
+    assert found.invariance[0].max_relative <= 1e-4
+    assert found.reference_s > 0
+    assert found.inputs == "generated, seed 20"
+
+
+def test_wrong_weights_fail_with_their_numbers(tmp_path: Path) -> None:
+    wrong = IDENTITY.copy()
+    wrong[0, 0] = 1.5
+    found = verify(_order(_linear(tmp_path, "a", IDENTITY), _linear(tmp_path, "b", wrong)))
+    assert not found.passed
+    assert found.failures[0].startswith("output 'y': largest relative error is 0.")
+    assert found.failures[0].endswith("0.001 is allowed")
+
+
+def test_the_manifest_may_allow_more(tmp_path: Path) -> None:
+    wrong = IDENTITY * 1.01
+    files = _linear(tmp_path, "a", IDENTITY), _linear(tmp_path, "b", wrong)
+    assert not verify(_order(*files)).passed
+    assert verify(_order(*files, verify=VerifyManifest(max_relative=0.02))).passed
+
+
+def test_rows_that_depend_on_their_batch_are_found(tmp_path: Path) -> None:
+    model = graphs.mixes_rows(tmp_path / "m.onnx")
+    found = verify(_order(model, model))
+    assert found.outputs[0].max_absolute == 0
+    assert [text for text in found.failures if text.startswith("alone and in a batch: output 'y'")]
+
+
+def test_another_face_is_a_failure_that_names_it(tmp_path: Path) -> None:
+    reference = _linear(tmp_path, "a", IDENTITY)
+    found = verify(_order(reference, _linear(tmp_path, "b", np.ones((4, 4)), batch=3)))
+    assert not found.passed
+    other = graphs.write(
+        tmp_path / "c.onnx",
+        [helper.make_node("Relu", ["x"], ["z"])],
+        {"x": (TensorProto.FLOAT, ["batch", 4])},
+        {"z": (TensorProto.FLOAT, ["batch", 4])},
+    )
+    assert verify(_order(reference, other)).failures == ("output 'y' is missing", "output 'z' is not in the model")
+
+
+def test_a_candidate_that_cannot_be_loaded_fails_and_a_reference_that_cannot_is_an_error(tmp_path: Path) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    broken = tmp_path / "b.onnx"
+    broken.write_bytes(b"nothing")
+    found = verify(_order(model, broken))
+    assert not found.passed
+    assert found.failures[0].startswith("the engine cannot be loaded")
+    with pytest.raises(EngineError):
+        verify(_order(broken, model))
+
+
+def test_golden_inputs_are_used_in_whole_and_in_batches_that_fit(tmp_path: Path) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    (tmp_path / "golden").mkdir()
+    np.savez(tmp_path / "golden" / "a.npz", x=np.ones((20, 4), np.float32))
+    found = verify(_order(model, model, batching=BatchingManifest(max_batch_size=8)))
+    assert (found.rows, found.inputs) == (20, "1 file(s) of golden inputs")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"), [({"z": np.zeros((1, 4))}, "has no array 'x'"), ({"x": np.zeros((1, 5))}, r"\[1, 5\] came")]
+)
+def test_golden_inputs_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    (tmp_path / "golden").mkdir()
+    np.savez(tmp_path / "golden" / "a.npz", **arrays)
+    with pytest.raises(VerificationError, match=rf"golden/a\.npz.*{said}"):
+        verify(_order(model, model))
+
+
+def test_strings_need_golden_inputs(tmp_path: Path) -> None:
+    model = graphs.write(
+        tmp_path / "s.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        {"x": (TensorProto.STRING, ["batch", 2])},
+        {"y": (TensorProto.STRING, ["batch", 2])},
+    )
+    with pytest.raises(VerificationError, match="takes strings: put golden inputs"):
+        verify(_order(model, model))
+
+
+def _labelled(tmp_path: Path) -> Path:
+    rows = np.eye(4, dtype=np.float32)
+    np.savez(tmp_path / "labelled.npz", x=np.concatenate([rows, rows]), y=np.array([0, 1, 2, 3, 0, 1, 2, 0]))
+    return tmp_path
+
+
+def test_labelled_samples_give_the_metric_of_both_and_the_drop_decides(tmp_path: Path) -> None:
+    _labelled(tmp_path)
+    swapped = IDENTITY.copy()
+    swapped[[2, 3]] = swapped[[3, 2]]
+    files = _linear(tmp_path, "a", IDENTITY), _linear(tmp_path, "b", swapped)
+    loose = VerifyManifest(max_relative=10, min_cosine=0.01, samples="labelled.npz", metric_drop=0.1)
+    found = verify(_order(*files, verify=loose))
+    assert isinstance(found.metric_reference, Classification)
+    assert isinstance(found.metric_candidate, Classification)
+    assert found.metric_reference.accuracy == pytest.approx(7 / 8)
+    assert found.metric_candidate.accuracy == pytest.approx(4 / 8)
+    assert "accuracy falls from 0.8750 to 0.5000; a drop of 0.1 is allowed" in found.failures
+    within = VerifyManifest(max_relative=10, min_cosine=0.01, samples="labelled.npz", metric_drop=0.5)
+    assert not [text for text in verify(_order(*files, verify=within)).failures if "accuracy" in text]
+
+
+def test_targets_give_a_regressions_metric(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", x=np.eye(4, dtype=np.float32), target=np.eye(4) * 1.1)
+    files = _linear(tmp_path, "a", IDENTITY), _linear(tmp_path, "b", IDENTITY * 0.9)
+    found = verify(_order(*files, verify=VerifyManifest(max_relative=1, samples="t.npz")))
+    assert isinstance(found.metric_reference, Regression)
+    assert found.metric_reference.mse == pytest.approx(0.01 * 4 / 16)
+    assert any("mean squared error grows" in text for text in found.failures)
+
+
+@pytest.mark.parametrize("place", ["../outside", "missing"])
+def test_samples_outside_or_missing_are_an_error(tmp_path: Path, place: str) -> None:
+    (tmp_path.parent / "outside").mkdir(exist_ok=True)
+    model = _linear(tmp_path, "a", IDENTITY)
+    with pytest.raises(VerificationError, match=r"outside the model's folder|is not there"):
+        verify(_order(model, model, verify=VerifyManifest(samples=place)))
+
+
+def _traits(*inputs: TensorSpec, batched: bool = True) -> EngineTraits:
+    return EngineTraits("p", "b", "c", inputs, (), batched, 32 if batched else 1)
+
+
+def test_generated_inputs_are_the_same_each_time_and_fit_the_model() -> None:
+    traits = _traits(
+        TensorSpec("p", DataType.UINT8, (-1, 16, 16, 3)),
+        TensorSpec("f", DataType.FP32, (-1, 7)),
+        TensorSpec("i", DataType.INT64, (-1, 2)),
+    )
+    first, second = (generate(traits, PreprocessingManifest(), {}, 16) for _ in range(2))
+    assert len(first) == 1
+    for name, array in first[0].items():
+        np.testing.assert_array_equal(array, second[0][name])
+    assert first[0]["p"].shape == (16, 16, 16, 3)
+    assert first[0]["p"].max() > 150
+    assert set(np.unique(first[0]["i"])) == {0, 1}
+
+
+def test_an_unbatched_model_gets_runs_instead_of_rows() -> None:
+    found = generate(_traits(TensorSpec("f", DataType.FP32, (3, 7)), batched=False), PreprocessingManifest(), {}, 5)
+    assert [feed["f"].shape for feed in found] == [(3, 7)] * 5
+
+
+def test_a_report_survives_its_json_and_its_page_says_what_it_says(tmp_path: Path) -> None:
+    _labelled(tmp_path)
+    files = _linear(tmp_path, "a", IDENTITY), _linear(tmp_path, "b", IDENTITY * 1.2)
+    found = verify(_order(*files, verify=VerifyManifest(samples="labelled.npz")))
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Report) == found
+    page = report.page(found)
+    assert "failed: it does not serve" in page
+    assert "<svg" in page
+    assert 'class="confusion"' in page
+    assert found.failures[0].replace("'", "&#x27;") in page
+    assert "<script" not in page
+
+
+def test_a_page_escapes_what_a_model_calls_its_outputs(tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script>"
+    model = graphs.write(
+        tmp_path / "n.onnx",
+        [helper.make_node("Relu", ["x"], [nasty])],
+        {"x": (TensorProto.FLOAT, ["batch", 4])},
+        {nasty: (TensorProto.FLOAT, ["batch", 4])},
+    )
+    assert nasty not in report.page(verify(_order(model, model)))
