@@ -105,6 +105,8 @@ DESCRIPTIONS: dict[str, str] = {
     "onnxruntime.inter_op_threads": "Operators that run at the same time.",
     "onnxruntime.spinning": "Let idle threads spin: a little faster, at the price of a core (docs/performance.md).",
     "onnxruntime.graph_optimization": "How far ONNX Runtime rewrites the graph.",
+    "onnxruntime.gpu_memory_limit_mb": "The most that the CUDA provider's arena may take; 0: no limit.",
+    "onnxruntime.tf32": "Whether matrix products on a GPU may round their inputs to TF32.",
     "parameters": "For the engine; loopback reads datatype, shape, commands, delay_ms, batched and load.",
 }
 

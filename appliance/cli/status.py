@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,7 +70,8 @@ def processes(url: URL = None, as_json: JSON = False) -> None:
             "INSTANCE",
             "PID",
             "STATE",
-            "PROVIDER",
+            "ENGINE",
+            "PROVIDER: NODES",
             "RSS MB",
             "BATCHES",
             "RESTARTS",
@@ -84,7 +85,8 @@ def processes(url: URL = None, as_json: JSON = False) -> None:
                 worker["instance"],
                 worker["pid"],
                 worker["state"],
-                worker["provider"],
+                worker["engine"] or "as-is",
+                _provider(worker),
                 f"{worker['rss_bytes'] / 1e6:.0f}",
                 worker["batches"],
                 worker["restarts"],
@@ -94,6 +96,13 @@ def processes(url: URL = None, as_json: JSON = False) -> None:
             for worker in workers
         ],
     )
+
+
+def _provider(worker: dict[str, Any]) -> str:
+    """What runs it: nodes by provider where the engine says so, and a fallback in words."""
+    details = worker["details"]
+    shown = details.get("nodes") or worker["provider"]
+    return f"{shown} ({details['fallback']})" if details.get("fallback") else str(shown)
 
 
 @command

@@ -103,7 +103,7 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 class WorkerDescription(msgspec.Struct, frozen=True):
-    """One worker process as `appliance ps` shows it."""
+    """One worker process as `appliance ps` shows it. `details` are the engine's own: threads, nodes by provider, a fallback."""
 
     model: str
     version: str
@@ -116,3 +116,5 @@ class WorkerDescription(msgspec.Struct, frozen=True):
     batches: int
     batch_size_cap: int
     batch_ms: dict[str, float] = {}
+    engine: str = ""
+    details: dict[str, str] = {}

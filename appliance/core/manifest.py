@@ -42,12 +42,17 @@ class VersionPolicyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=T
 
 
 class OnnxRuntimeManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Session options. Thread count 0: chosen from the cores and the instances. Spinning costs idle CPU (docs/performance.md)."""
+    """Session options. Thread count 0: chosen from the cores and the instances. Spinning costs idle CPU (docs/performance.md).
+
+    On a GPU: `gpu_memory_limit_mb` (2**20 bytes) bounds the arena, 0 does not; `tf32` trades ten bits of mantissa for speed.
+    """
 
     intra_op_threads: Threads = 0
     inter_op_threads: Threads = 1
     spinning: bool = False
     graph_optimization: Literal["all", "extended", "basic", "disable"] = "all"
+    gpu_memory_limit_mb: NonNegative = 0
+    tf32: bool = False
 
 
 class ShapeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,9 +86,8 @@ class BuildManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class PreprocessingManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How pictures become this model's image input, for calibration, verification and `infer`.
 
-    Values are (pixel * scale - mean) / std per channel, pixels 0 to 255; for FP inputs `scale` 0
-    means 1/255, for integer inputs 1.
-    `layout` and `channels` empty: read from the input's shape. `input` empty: the first one.
+    Values are (pixel * scale - mean) / std per channel, pixels 0 to 255; for FP inputs `scale` 0 means 1/255, for integer
+    inputs 1. `layout` and `channels` empty: read from the input's shape. `input` empty: the first one.
     """
 
     input: str = ""
@@ -99,8 +103,7 @@ class VerifyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What an engine may differ from the reference by; 0 means the default of its precision (docs/compiling.md).
 
     `samples` is a folder with one subfolder per label, or an .npz, beside `model.toml`; `metric_drop` is the largest loss of
-    accuracy
-    (classification) that is accepted, as a share.
+    accuracy (classification), or growth of the mean squared error (regression), that is accepted, as a share.
     """
 
     max_absolute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -133,8 +136,7 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     `engine` empty: the fastest that this box has for the device (ONNX Runtime while TensorRT builds). `device` is a contract: a
     model that cannot run there does not become READY, unless `fallback` says where else it may. `precision` "as-is" changes
-    nothing
-    in the model.
+    nothing in the model.
     """
 
     engine: Literal["", "onnxruntime", "tensorrt", "tensorrt_rtx", "loopback"] = ""

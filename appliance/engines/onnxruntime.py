@@ -12,10 +12,12 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 
 from appliance.core.tensor import DataType, Shape, TensorSpec, element_count
+from appliance.engines import providers
 from appliance.engines.base import (
     EngineBatch,
     EngineError,
@@ -73,6 +75,7 @@ def session_options(options: EngineOptions, threads: int) -> ort.SessionOptions:
     chosen.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     chosen.add_session_config_entry("session.inter_op.allow_spinning", spinning)
     chosen.graph_optimization_level = OPTIMIZATION[manifest.graph_optimization]
+    chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     chosen.log_severity_level = 3
     return chosen
 
@@ -104,8 +107,15 @@ class OnnxRuntimeEngine:
     """One session, bound to the worker's memory."""
 
     def __init__(self, options: EngineOptions) -> None:
+        options, fallen_back = _where(options)
         try:
             self._session = _open(options)
+            refused = providers.refused(self._session, options.device)
+            if refused:
+                options, fallen_back = _fall_back(options, refused)
+                self._session = _open(options)
+        except EngineError:
+            raise
         except Exception as error:  # the library raises a dozen types of its own for a bad file; all mean the same here
             raise EngineError(_words(error).replace(options.model_file, "the model")) from error
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
@@ -125,6 +135,8 @@ class OnnxRuntimeEngine:
             details={
                 "intra_op_threads": str(self._session.get_session_options().intra_op_num_threads),
                 "onnxruntime": ort.__version__,
+                "nodes": _nodes(self._session),
+                "fallback": fallen_back,
             },
         )
         self._output_names = [spec.name for spec in outputs]
@@ -196,6 +208,27 @@ class OnnxRuntimeEngine:
         del self._session
 
 
+def _where(options: EngineOptions) -> tuple[EngineOptions, str]:
+    """The options with the device that can be had, and why it is another than asked for. EngineError: not allowed."""
+    reason = providers.missing(options.device)
+    return _fall_back(options, reason) if reason else (options, "")
+
+
+def _fall_back(options: EngineOptions, reason: str) -> tuple[EngineOptions, str]:
+    """The CPU instead, if the manifest allows that; EngineError with the reason otherwise."""
+    if options.fallback != "cpu":
+        raise EngineError(
+            f'device = "{options.device}" cannot be had: {reason} (fallback = "cpu" in model.toml would allow the CPU)'
+        )
+    return msgspec.structs.replace(options, device="cpu"), f"{options.device} cannot be had: {reason}"
+
+
+def _nodes(session: Any) -> str:
+    return ", ".join(
+        f"{name.removesuffix('ExecutionProvider')} {count}" for name, count in providers.node_counts(session).items()
+    )
+
+
 def _open(options: EngineOptions) -> Any:
     """The session. Where the manifest leaves the threads open: one for a short run, all cores for a long one."""
     wanted = options.onnxruntime.intra_op_threads
@@ -210,7 +243,9 @@ def _open(options: EngineOptions) -> Any:
 
 def _session(options: EngineOptions, threads: int) -> Any:
     return ort.InferenceSession(
-        options.model_file, session_options(options, threads), providers=["CPUExecutionProvider"]
+        options.model_file,
+        session_options(options, threads),
+        providers=providers.wanted(options.device, options.onnxruntime),
     )
 
 

@@ -275,12 +275,16 @@ class Manager:
         if model is None or (not model.generations and model.folder is None):
             raise not_found(f"Request for unknown model: '{name}' is not found")
         model.turn += 1
+        ending = list(model.builds)
         self._end_builds(model)
         model.aspired = frozenset()
         model.refresh()
         for generation in model.generations.values():
             generation.give_up()
         await self._reconcile(model)
+        if ending:
+            # a build takes memory, too: unloaded means that its process is gone
+            await asyncio.wait(ending)
 
     def resolve(self, name: ModelName, version: Version) -> ModelVersion:
         """The generation that answers for this name and version ("" for the newest); NOT_FOUND or UNAVAILABLE."""

@@ -358,6 +358,8 @@ class ModelVersion:
                 rss_bytes=0,
                 batches=instance.batches,
                 batch_size_cap=self.scheduler.coalesce_rows,
+                engine=self.artifact.label if self.artifact is not None else "",
+                details=instance.traits.details,
                 batch_ms={str(rows): round(seconds * 1000, 3) for rows, seconds in instance.batch_s.items()},
             )
             for instance in self.scheduler.instances.values()
