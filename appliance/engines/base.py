@@ -81,6 +81,13 @@ class EngineError(Exception):
     """The engine refused this load or this batch; the text is the library's own. The engine can go on."""
 
 
+class DeviceFaultError(EngineError):
+    """The device, or this process's context on it, is lost: nothing can run here any more, and the worker must end.
+
+    Sticky CUDA errors (illegal address, launch failure, uncorrectable ECC, device lost) answer every later call with themselves.
+    """
+
+
 class OutputMismatchError(EngineError):
     """An output did not have the shape the model declared; the caller runs the batch again with `outputs` None."""
 
