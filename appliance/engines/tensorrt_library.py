@@ -63,7 +63,7 @@ class Messages:
     def _make_logger(self) -> trt.ILogger:
         keep = self._keep
 
-        class Logger(trt.ILogger):  # type: ignore[misc, unused-ignore]  without the library its classes are Any
+        class Logger(trt.ILogger):  # type: ignore[misc]  # untyped where the library is absent
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
