@@ -22,6 +22,7 @@ from appliance.core.description import (
     ModelDescription,
     ModelStatistics,
     ServerDescription,
+    VerificationRecord,
     WorkerDescription,
 )
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
@@ -82,6 +83,9 @@ class InferenceService(Protocol):
         NOT_FOUND if there is no such folder; INVALID_ARGUMENT / UNAVAILABLE with a message that starts
         "failed to load 'NAME'" otherwise. The version that served before goes on serving until the new one is READY.
         """
+
+    async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
+        """What the gate found of the engine that serves; NOT_FOUND in words if there is none, else as `describe_model`."""
 
     async def unload(self, name: ModelName) -> None:
         """Drain and unload all versions; returns when they are gone. NOT_FOUND for an unknown model."""
@@ -193,6 +197,10 @@ class Service:
     def index(self, *, ready_only: bool = False) -> list[IndexEntry]:
         """See `InferenceService.index`."""
         return self._manager.index(ready_only=ready_only)
+
+    async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
+        """See `InferenceService.verification`."""
+        return await self._manager.resolve(name, version).verification()
 
     async def load(self, name: ModelName) -> None:
         """See `InferenceService.load`."""

@@ -20,7 +20,7 @@ from appliance.building.inspect import InspectError, Inspection, inspect
 from appliance.building.keys import calibration_folder, engine_key, gate_digest, outcome_of
 from appliance.building.orders import CONVERTED, BuildError, DeviceFacts, Outcome, Target
 from appliance.building.pictures import SampleError, SampleSource
-from appliance.building.store import EngineStore, StoreError, key_digest, new_sidecar
+from appliance.building.store import REPORT_JSON, REPORT_PAGE, EngineStore, StoreError, key_digest, new_sidecar
 from appliance.building.verification import Report, VerificationError, VerifyOrder, verify
 from appliance.core.errors import ApplianceError
 from appliance.core.tensor import TensorSpec, datatype_of
@@ -31,7 +31,6 @@ OnPercent = Callable[[str, float], None]
 
 MODEL_FILE = "model.onnx"
 LOG_FILE = "build.log"
-REPORT_JSON, REPORT_PAGE = "verification.json", "verification.html"
 
 
 def build(target: Target, on_percent: OnPercent, *, force: bool = False) -> Outcome:

@@ -27,6 +27,7 @@ FORMAT = "1"
 """Part of every key: raised when what is kept here changes its meaning, so that old entries are not found."""
 
 SIDECAR = "engine.json"
+REPORT_JSON, REPORT_PAGE = "verification.json", "verification.html"
 KEY_FILE = "device.key"
 KEY_BYTES = 32
 STAGING = ".staging-"
@@ -213,6 +214,15 @@ class EngineStore:
         except OSError as error:
             raise StoreError(f"the verdict cannot be kept: {error.strerror}") from error
         return msgspec.structs.replace(entry, sidecar=sidecar)
+
+    def report(self, model: str, digest: str) -> bytes | None:
+        """The report that was kept with an entry, as JSON; None if there is none. StoreError if it cannot be read."""
+        try:
+            return (self.path / model / digest / REPORT_JSON).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"the report cannot be read: {error.strerror}") from error
 
     def used(self, entry: Entry) -> None:
         """Note that it was loaded now, for `prune`."""

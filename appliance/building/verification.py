@@ -38,6 +38,9 @@ Feeds = dict[str, "NDArray[Any]"]
 
 SEED = 20
 MAX_SAMPLES = 2000
+SIZES = ("opt", "min", "max")
+"""The order in which generated runs go through a range of sizes."""
+
 FREE_AXIS = 32
 """The size taken for a free axis that is not the batch, where the manifest names no range for it."""
 
@@ -261,7 +264,8 @@ def _feeds(order: VerifyOrder, traits: EngineTraits) -> tuple[list[Feeds], str]:
         found = [feed for file in golden for feed in _golden(file, traits)]
         if found:
             return found, f"{len(golden)} file(s) of golden inputs"
-    generated = generate(traits, order.manifest.preprocessing, order.manifest.build.shapes, limit)
+    manifest = order.manifest
+    generated = generate(traits, manifest.preprocessing, manifest.build.shapes, limit, manifest.verify.ranges)
     return generated, f"generated, seed {SEED}"
 
 
@@ -290,35 +294,68 @@ def _golden(file: Path, traits: EngineTraits) -> Iterator[Feeds]:
 
 
 def generate(
-    traits: EngineTraits, preprocessing: PreprocessingManifest, shapes: Mapping[str, ShapeRange], count: int
+    traits: EngineTraits,
+    preprocessing: PreprocessingManifest,
+    shapes: Mapping[str, ShapeRange],
+    count: int,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> list[Feeds]:
     """Seeded inputs, `count` rows for a batched model and as many runs for others.
 
-    Pictures of smooth noise through the model's preprocessing where an input looks like one, normal noise for other floats,
-    0 and 1 for integers. VerificationError for strings, which nobody can invent.
+    Where `shapes` gives a range, the runs go through its opt, min and max sizes. Values of an input in `ranges` are uniform
+    between its bounds, both included for integers. Otherwise pictures of smooth noise through the model's preprocessing where
+    an input looks like one, normal noise for other floats, 0 and 1 for integers. VerificationError for strings, which nobody
+    can invent, and for bounds that are none.
     """
+    ranges = ranges or {}
+    for name, (low, high) in ranges.items():
+        if not low <= high:
+            raise VerificationError(
+                f"[verify] ranges: {name!r} has its lowest value {low:g} above its highest, {high:g}"
+            )
     random = np.random.default_rng(SEED)
     rows = min(count, traits.max_batch_size) if traits.batched else 1
-    runs = max(1, -(-count // rows))
+    runs = max(len(SIZES) if shapes else 1, -(-count // rows))
     return [
-        {spec.name: _noise(random, spec, rows, preprocessing, shapes.get(spec.name)) for spec in traits.inputs}
-        for _ in range(min(runs, count))
+        {
+            spec.name: _noise(random, spec, _shape(spec, rows, run, shapes), preprocessing, ranges.get(spec.name))
+            for spec in traits.inputs
+        }
+        for run in range(min(runs, max(count, len(SIZES))))
     ]
+
+
+def _shape(spec: TensorSpec, rows: int, run: int, shapes: Mapping[str, ShapeRange]) -> list[int]:
+    """The sizes of an input in that run; the batch axis has `rows`, within the range of the manifest."""
+    sizes = shapes.get(spec.name)
+    known: tuple[int, ...] = (FREE_AXIS,) * len(spec.shape)
+    if sizes is not None:
+        known = {"opt": sizes.opt or sizes.max, "min": sizes.min, "max": sizes.max}[SIZES[run % len(SIZES)]]
+        if len(known) != len(spec.shape):
+            raise VerificationError(
+                f"[build.shapes] {spec.name!r} has {len(known)} axes, the model's input has {len(spec.shape)}"
+            )
+    shape = [size if size >= 0 else known[axis] for axis, size in enumerate(spec.shape)]
+    if shape and spec.shape[0] < 0:
+        shape[0] = rows if sizes is None else min(max(rows, sizes.min[0]), sizes.max[0])
+    return shape
 
 
 def _noise(
     random: np.random.Generator,
     spec: TensorSpec,
-    rows: int,
+    shape: list[int],
     preprocessing: PreprocessingManifest,
-    sizes: ShapeRange | None,
+    bounds: tuple[float, float] | None,
 ) -> NDArray[Any]:
     if spec.datatype is DataType.BYTES:
         raise VerificationError(f"input {spec.name!r} takes strings: put golden inputs into golden/*.npz of the model")
-    known = (sizes.opt or sizes.max) if sizes is not None else (FREE_AXIS,) * len(spec.shape)
-    shape = [size if size >= 0 else known[axis] for axis, size in enumerate(spec.shape)]
-    if shape and spec.shape[0] < 0:
-        shape[0] = rows
+    kind = np.dtype(spec.datatype.numpy or "f4")
+    if bounds is not None:
+        low, high = bounds
+        if kind.kind == "f":
+            return random.uniform(low, high, shape).astype(kind)
+        return random.integers(int(low), int(high), shape, endpoint=True).astype(kind)
     try:
         image_layout(spec, preprocessing)
     except SampleError:
@@ -332,7 +369,6 @@ def _noise(
         with np.errstate(all="ignore"):
             flat = PreprocessingManifest(scale=preprocessing.scale)
             return scale(coarse.astype(np.uint8), spec, flat)
-    kind = np.dtype(spec.datatype.numpy or "f4")
     if kind.kind == "f":
         return random.standard_normal(shape).astype(kind)
     return random.integers(0, 2, shape).astype(kind)
@@ -375,7 +411,8 @@ def sample_folder(folder: Path, manifest: ModelManifest) -> Path | None:
 def _predict(runner: Runner, samples: Sequence[Sample]) -> list[NDArray[Any]]:
     """The first output for every sample, a row each."""
     name = runner.traits.outputs[0].name
-    step = runner.traits.max_batch_size if runner.traits.batched else 1
+    fixed = [spec.shape[0] for spec in runner.traits.inputs if spec.shape]
+    step = runner.traits.max_batch_size if runner.traits.batched else max(1, *fixed)
     found: list[NDArray[Any]] = []
     for start in range(0, len(samples), step):
         chunk = samples[start : start + step]
@@ -384,7 +421,10 @@ def _predict(runner: Runner, samples: Sequence[Sample]) -> list[NDArray[Any]]:
         except ValueError:
             found += [runner.run(sample.inputs)[name][0] for sample in chunk]
             continue
-        found += list(runner.run(feeds)[name])
+        if not runner.traits.batched and len(chunk) < step:
+            # a model of a fixed batch takes no fewer rows: the last one stands in, and its answers are dropped
+            feeds = {key: np.concatenate([rows, rows[-1:].repeat(step - len(chunk), 0)]) for key, rows in feeds.items()}
+        found += list(runner.run(feeds)[name][: len(chunk)])
     return found
 
 

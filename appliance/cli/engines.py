@@ -369,7 +369,7 @@ def _say(outcome: Outcome | None, report: Report | None, *, as_json: bool, loade
         print_json({"engine": msgspec.to_builtins(outcome), "report": msgspec.to_builtins(report), "loaded": loaded})
         return
     if report is not None:
-        _say_report(report)
+        say_report(report)
     if outcome is not None:
         state = f"built in {outcome.seconds:.1f} s" if outcome.built else "kept"
         note(f"{outcome.label}: {state}; report: {Path(outcome.folder, 'verification.html')}")
@@ -377,7 +377,8 @@ def _say(outcome: Outcome | None, report: Report | None, *, as_json: bool, loade
         note("the running appliance has loaded it")
 
 
-def _say_report(report: Report) -> None:
+def say_report(report: Report) -> None:
+    """Errors by output, what both took, the metric of both, and the verdict."""
     if report.outputs:
         _say_numbers(report)
     for failure in report.failures:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from appliance.cli.connection import Appliance, model_path
 from appliance.cli.options import JSON, URL, command
-from appliance.cli.output import note, print_json, print_table
+from appliance.cli.output import CommandError, Exit, note, print_json, print_table
+from appliance.config import find
+from appliance.config import load as load_config
+from appliance.lifecycle.compilation import engines_path
 
 Name = Annotated[str, typer.Argument(help="The model's name: its folder in the repository.")]
 
@@ -42,6 +45,7 @@ def show(name: Name, url: URL = None, as_json: JSON = False) -> None:
     """What a model takes and gives, and how it is run."""
     appliance = Appliance(url)
     document = appliance.get(model_path(name)) | {"config": appliance.get(model_path(name, "config"))}
+    document["verification"] = _verification(appliance, name, document["config"])
     if as_json:
         print_json(document)
         return
@@ -68,6 +72,34 @@ def show(name: Name, url: URL = None, as_json: JSON = False) -> None:
             for tensor in document[kind]
         ],
     )
+    if document["verification"] is not None:
+        _say_verification(document["verification"])
+
+
+def _verification(appliance: Appliance, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What the gate found of the engine that serves, with the page's place on this box; None where it serves as it is."""
+    if not config.get("parameters", {}).get("appliance.engine"):
+        return None
+    try:
+        record: dict[str, Any] = appliance.get(f"/v2/appliance/models/{quote(name, safe='')}/verification")
+    except CommandError as error:
+        if error.code is not Exit.NOT_READY:
+            raise
+        note(error.message)
+        return None
+    page = engines_path(load_config(find())) / name / record["key"] / "verification.html"
+    return record | {"page": str(page) if page.is_file() else ""}
+
+
+def _say_verification(record: dict[str, Any]) -> None:
+    import msgspec
+
+    from appliance.building.verification import Report
+    from appliance.cli.engines import say_report
+
+    say_report(msgspec.convert(record["report"], Report))
+    if record["page"]:
+        note(f"report: {record['page']}")
 
 
 @command

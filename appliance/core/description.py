@@ -102,6 +102,16 @@ class IndexEntry(msgspec.Struct, frozen=True):
     reason: str
 
 
+class VerificationRecord(msgspec.Struct, frozen=True):
+    """What the gate found of the engine that serves: which engine, its key in the store, and the report as JSON."""
+
+    model: ModelName
+    version: Version
+    engine: str
+    key: str
+    report: msgspec.Raw
+
+
 class WorkerDescription(msgspec.Struct, frozen=True):
     """One worker process as `appliance ps` shows it. `details` are the engine's own: threads, nodes by provider, a fallback."""
 

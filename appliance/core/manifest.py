@@ -103,7 +103,8 @@ class VerifyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What an engine may differ from the reference by; 0 means the default of its precision (docs/compiling.md).
 
     `samples` is a folder with one subfolder per label, or an .npz, beside `model.toml`; `metric_drop` is the largest loss of
-    accuracy (classification), or growth of the mean squared error (regression), that is accepted, as a share.
+    accuracy (classification), or growth of the mean squared error (regression), that is accepted, as a share. `ranges` are the
+    lowest and highest values of generated inputs by name, as for the ids of an embedding.
     """
 
     max_absolute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -112,6 +113,7 @@ class VerifyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     min_cosine: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     metric_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     samples: str = ""
+    ranges: dict[str, tuple[float, float]] = {}
     inputs: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 16
 
 

@@ -6,7 +6,9 @@ slower; here that is an error that names what is missing, unless the manifest as
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -72,7 +74,9 @@ def _unloadable() -> str:
     """The library that the CUDA provider lacks, in the words of the system's loader; empty if it loads."""
     if hasattr(ort, "preload_dlls"):
         # takes CUDA and cuDNN from their Python packages, where they are
-        ort.preload_dlls()
+        # what it misses is said below, in the loader's words; here it would be printed onto our standard output
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     provider = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     for name in ("libcuda.so.1", str(provider)):
         try:

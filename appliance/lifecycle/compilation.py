@@ -24,7 +24,7 @@ from appliance.building.orders import (
     Target,
     wanted_engine,
 )
-from appliance.building.store import EngineStore
+from appliance.building.store import EngineStore, StoreError
 from appliance.config import Config, EnginesConfig
 from appliance.core.errors import ApplianceError, unavailable
 from appliance.core.manifest import ModelManifest
@@ -157,6 +157,13 @@ class ModelCompiler:
         if result.outcome.verified != "passed":
             raise unavailable(_failed(result.outcome.reason))
         return self._artifact(result.outcome, verified=True)
+
+    async def report(self, folder: ModelFolder, artifact: Artifact) -> bytes | None:
+        """The report that was kept beside the engine."""
+        try:
+            return await asyncio.to_thread(EngineStore(self._path).report, folder.name, artifact.key)
+        except StoreError as error:
+            raise unavailable(str(error)) from error
 
 
 def target(path: Path, folder: ModelFolder, version: VersionFolder, engine: str, device: DeviceFacts) -> Target:

@@ -53,3 +53,6 @@ class Compiler(Protocol):
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
         """Hold it against the reference; the artifact as verified. UNAVAILABLE says by how much it missed what."""
+
+    async def report(self, folder: ModelFolder, artifact: Artifact) -> bytes | None:
+        """What the verification of this engine found, as JSON; None if none is kept."""

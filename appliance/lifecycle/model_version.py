@@ -12,9 +12,11 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 
+import msgspec
+
 from appliance.config import WorkersConfig
-from appliance.core.description import ModelDescription, ModelStatistics, WorkerDescription
-from appliance.core.errors import ApplianceError, ErrorCode, unavailable
+from appliance.core.description import ModelDescription, ModelStatistics, VerificationRecord, WorkerDescription
+from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
 from appliance.core.manifest import ModelManifest
 from appliance.core.request import ModelName, Version
 from appliance.core.retry import RestartBudget
@@ -332,6 +334,18 @@ class ModelVersion:
             verification=self.artifact.summary if self.artifact is not None else "",
             parameters=self.manifest.parameters,
         )
+
+    async def verification(self) -> VerificationRecord:
+        """What the gate found of the engine that serves. NOT_FOUND if it serves as it is, or if no report is kept."""
+        if self.state is not ModelState.READY:
+            raise self.not_ready()
+        which = f"model {self.name!r} version {self.version}"
+        if self.artifact is None or self._compiler is None:
+            raise not_found(f"{which} serves as it is: no engine was built for it, so there is no verification")
+        report = await self._compiler.report(self._model, self.artifact)
+        if report is None:
+            raise not_found(f"{which}: no report of its engine is kept; `appliance verify {self.name}` makes one")
+        return VerificationRecord(self.name, self.version, self.artifact.label, self.artifact.key, msgspec.Raw(report))
 
     def not_ready(self) -> ApplianceError:
         """Why it does not answer now."""

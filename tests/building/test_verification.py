@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from appliance.building import report
 from appliance.building.comparison import Classification, Regression
@@ -17,6 +18,7 @@ from appliance.core.manifest import (
     ModelManifest,
     OnnxRuntimeManifest,
     PreprocessingManifest,
+    ShapeRange,
     VerifyManifest,
 )
 from appliance.core.tensor import DataType, TensorSpec
@@ -211,3 +213,67 @@ def test_a_page_escapes_what_a_model_calls_its_outputs(tmp_path: Path) -> None:
         {nasty: (TensorProto.FLOAT, ["batch", 4])},
     )
     assert nasty not in report.page(verify(_order(model, model)))
+
+
+def _embedding(file: Path, count: int) -> Path:
+    table = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+    return graphs.write(
+        file,
+        [helper.make_node("Gather", ["table", "ids"], ["y"])],
+        {"ids": (TensorProto.INT64, ["batch", "length"])},
+        {"y": (TensorProto.FLOAT, ["batch", "length", 3])},
+        {"table": table},
+    )
+
+
+def test_generated_inputs_keep_to_the_declared_ranges_of_values_and_sizes(tmp_path: Path) -> None:
+    traits = _traits(TensorSpec("ids", DataType.INT64, (-1, -1)), TensorSpec("f", DataType.FP32, (-1, 2)))
+    shapes = {"ids": ShapeRange(min=(1, 4), opt=(4, 8), max=(8, 16))}
+    found = generate(traits, PreprocessingManifest(), shapes, 64, {"ids": (5, 9), "f": (-1, -0.5)})
+    assert {feed["ids"].shape for feed in found} == {(8, 8), (8, 4), (8, 16)}
+    ids = np.concatenate([feed["ids"].reshape(-1) for feed in found])
+    assert set(ids) == {5, 6, 7, 8, 9}
+    assert all(((feed["f"] >= -1) & (feed["f"] <= -0.5)).all() for feed in found)
+
+
+def test_an_error_that_only_high_ids_show_is_found_when_their_range_is_declared(tmp_path: Path) -> None:
+    model, other = _embedding(tmp_path / "a.onnx", 50), _embedding(tmp_path / "b.onnx", 50)
+    graph = onnx.load(other)
+    table = numpy_helper.to_array(graph.graph.initializer[0]).copy()
+    table[40] = -1000
+    graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
+    onnx.save(graph, other)
+    assert verify(_order(model, other)).passed
+    assert not verify(_order(model, other, verify=VerifyManifest(ranges={"ids": (0, 49)}))).passed
+
+
+def test_bounds_and_sizes_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    traits = _traits(TensorSpec("ids", DataType.INT64, (-1, -1)))
+    with pytest.raises(VerificationError, match="lowest value 9 above its highest, 5"):
+        generate(traits, PreprocessingManifest(), {}, 4, {"ids": (9, 5)})
+    with pytest.raises(VerificationError, match=r"'ids' has 1 axes, the model's input has 2"):
+        generate(traits, PreprocessingManifest(), {"ids": ShapeRange(min=(1,), max=(2,))}, 4)
+
+
+def test_a_model_of_a_fixed_batch_gets_its_metric_from_padded_batches(tmp_path: Path) -> None:
+    _labelled(tmp_path)
+    model = _linear(tmp_path, "a", IDENTITY, batch=3)
+    found = verify(_order(model, model, verify=VerifyManifest(samples="labelled.npz")))
+    assert found.passed
+    assert isinstance(found.metric_candidate, Classification)
+    assert (found.metric_candidate.samples, found.metric_candidate.accuracy) == (8, pytest.approx(7 / 8))
+
+
+def test_values_that_are_not_finite_fail_unless_the_reference_has_them_too(tmp_path: Path) -> None:
+    def divided(name: str, by: float) -> Path:
+        return graphs.write(
+            tmp_path / name,
+            [helper.make_node("Div", ["x", "d"], ["y"])],
+            {"x": (TensorProto.FLOAT, ["batch", 4])},
+            {"y": (TensorProto.FLOAT, ["batch", 4])},
+            {"d": np.array([1, 1, 1, by], np.float32)},
+        )
+
+    whole, holed = divided("a.onnx", 1), divided("b.onnx", 0)
+    assert "not finite" in verify(_order(whole, holed)).failures[0]
+    assert verify(_order(holed, holed)).passed

@@ -18,6 +18,7 @@ from appliance.core.description import (
     ModelDescription,
     ModelStatistics,
     ServerDescription,
+    VerificationRecord,
     WorkerDescription,
 )
 from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
@@ -49,6 +50,7 @@ class FakeService:
         self.holding = False
         self.draining = False
         self.loaded = True
+        self.report: bytes | None = None
         self.listeners: list[Callable[[Any], None]] = []
         self.seq = 0
 
@@ -143,6 +145,12 @@ class FakeService:
             provider="loopback",
             labels=("a", "b", "c", "d"),
         )
+
+    async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
+        self._known(name, version)
+        if self.report is None:
+            raise not_found(f"model '{name}' version 1 serves as it is: there is no verification")
+        return VerificationRecord(name, Version("1"), "int8", "k" * 32, msgspec.Raw(self.report))
 
     def statistics(self, name: ModelName = ModelName(""), version: Version = Version("")) -> list[ModelStatistics]:
         if name:

@@ -43,6 +43,7 @@ SMALL_BODY_BYTES = 64 << 10
 """What a request other than an inference may carry, inflated or not."""
 
 MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?")
+VERIFICATION_PATH = re.compile(r"/v2/appliance/models/([^/]+)(?:/versions/([0-9]+))?/verification")
 REPOSITORY_PATH = re.compile(r"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))")
 MEMORY_PATH = re.compile(r"/v2/(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(status|register|unregister)")
 LIMIT_QUERY = re.compile(r"[?&]limit=([0-9]{1,9})(?:&|$)")
@@ -152,6 +153,8 @@ class HttpApplication:
             return fixed
         if match := MODEL_PATH.fullmatch(path):
             return self._model_route(ModelName(unquote(match[1])), Version(match[2] or ""), match[3] or "")
+        if match := VERIFICATION_PATH.fullmatch(path):
+            return Route("GET", self._verification, ModelName(unquote(match[1])), Version(match[2] or ""))
         if match := REPOSITORY_PATH.fullmatch(path):
             if match[1]:
                 return Route("POST", _named_repository)
@@ -310,6 +313,12 @@ class HttpApplication:
 
         # a client that goes away does not stop it
         self._spawn(exchange, run(), f"http-{route.action}")
+
+    def _verification(self, exchange: Exchange, route: Route) -> None:
+        async def run() -> None:
+            self._json(exchange, await self._service.verification(route.model, route.version))
+
+        self._spawn(exchange, run(), "http-verification")
 
     def _events(self, exchange: Exchange, route: Route) -> None:
         """Events as JSON lines, from now on, until the client goes, falls behind or has the number that it asked for."""

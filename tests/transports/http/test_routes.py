@@ -69,6 +69,20 @@ class TestDocuments:
     async def test_the_appliances_own_status(self, house: House, path: str) -> None:
         assert (await house.ask("GET", path)).json["boot"] == "boot-1"
 
+    @pytest.mark.parametrize("version", ["", "/versions/1"])
+    async def test_the_verification_of_what_serves_is_a_document(self, house: House, version: str) -> None:
+        house.service.report = b'{"passed":true}'
+        answer = await house.ask("GET", f"/v2/appliance/models/echo{version}/verification")
+        assert answer.status == 200
+        assert answer.json["report"] == {"passed": True}
+        assert (answer.json["model"], answer.json["version"], answer.json["engine"]) == ("echo", "1", "int8")
+
+    @pytest.mark.parametrize("model", ["echo", "none", "echo/versions/7"])
+    async def test_no_verification_is_not_found_in_words(self, house: House, model: str) -> None:
+        answer = await house.ask("GET", f"/v2/appliance/models/{model}/verification")
+        assert answer.status == 404
+        assert "there is no verification" in answer.json["error"] or "is not found" in answer.json["error"]
+
     async def test_workers_are_a_list(self, house: House) -> None:
         assert (await house.ask("GET", "/v2/appliance/workers")).json == []
 
