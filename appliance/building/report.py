@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from appliance.building.comparison import Classification, OutputComparison, Regression
+from appliance.building.evaluation import Evaluation
 from appliance.building.verification import Report
 
 STYLE = """
@@ -33,13 +34,7 @@ def page(report: Report) -> str:
     """The report as HTML."""
     verdict = "passed: it may serve" if report.passed else "failed: it does not serve"
     title = f"{report.model} version {report.version}: {report.label}"
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>',
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="verdict {"good" if report.passed else "bad"}">{verdict}</p>',
-    ]
+    parts = _opening(title, verdict, good=report.passed)
     if report.failures:
         parts.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in report.failures) + "</ul>")
     parts.append(f"<p>{report.rows} rows of input, {escape(report.inputs)}.</p>")
@@ -55,6 +50,55 @@ def page(report: Report) -> str:
     if report.invariance:
         parts += ["<h2>A row alone and the same row in a batch</h2>", _outputs(report.invariance)]
     parts += _metrics(report)
+    parts.append("</body></html>\n")
+    return "\n".join(parts)
+
+
+def _opening(title: str, verdict: str, *, good: bool) -> list[str]:
+    return [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>',
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="verdict {"good" if good else "bad"}">{verdict}</p>',
+    ]
+
+
+def evaluation_page(found: Evaluation, problems: Sequence[str]) -> str:
+    """An evaluation as HTML, with what is wrong with it in words."""
+    title = f"{found.model} version {found.version} at {found.address}"
+    parts = _opening(title, "not good enough" if problems else "good", good=not problems)
+    if problems:
+        parts.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in problems) + "</ul>")
+    parts.append(f"<p>{found.answered} of {found.samples} samples answered in {found.seconds:.1f} s.</p>")
+    if found.latency_ms is not None:
+        times = found.latency_ms
+        row = [f"{value:.2f}" for value in (times.p50, times.p90, times.p99, times.largest, times.mean)]
+        parts.append(_table(("A request, ms", "p50", "p90", "p99", "largest", "mean"), [("", *row)]))
+    metric = found.metric
+    if isinstance(metric, Regression):
+        parts.append(
+            _table(
+                ("In the task", "MSE", "MAE"), [(f"{metric.samples} samples", f"{metric.mse:.5g}", f"{metric.mae:.5g}")]
+            )
+        )
+    elif isinstance(metric, Classification):
+        shares = [("macro", f"{metric.precision:.4f}", f"{metric.recall:.4f}", f"{metric.f1:.4f}", f"{metric.samples}")]
+        shares += [
+            (item.label, f"{item.precision:.4f}", f"{item.recall:.4f}", f"{item.f1:.4f}", f"{item.support}")
+            for item in metric.classes
+        ]
+        tops = "".join(f", top {k}: {share:.4f}" for k, share in found.top_k.items())
+        parts.append(f"<h2>In the task: accuracy {metric.accuracy:.4f}{tops}</h2>")
+        parts.append(_table(("Class", "precision", "recall", "F1", "samples"), shares))
+        if len(metric.classes) <= MAX_CONFUSION:
+            parts.append(_confusion(metric, found.model))
+    if found.outputs:
+        parts += ["<h2>Answers beside the reference</h2>", _outputs(found.outputs)]
+        parts += [_histogram(output) for output in found.outputs if sum(output.histogram)]
+    if found.failures:
+        rows = [(", ".join(item.samples), item.code, item.message) for item in found.failures]
+        parts += ["<h2>Not answered</h2>", _table(("Samples", "code", "why"), rows)]
     parts.append("</body></html>\n")
     return "\n".join(parts)
 

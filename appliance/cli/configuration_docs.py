@@ -83,7 +83,7 @@ DESCRIPTIONS: dict[str, str] = {
     "verify.max_relative": "Largest relative error; 0: the precision's default.",
     "verify.min_cosine": "Least cosine between an output and the reference's; 0: the precision's default.",
     "verify.metric_drop": "Largest loss of accuracy on labelled samples, as a share; 0: the precision's default.",
-    "verify.ranges": "lowest and highest value of generated inputs by name: `ids = [0, 30521]`",
+    "verify.ranges": "lowest and highest value of generated inputs by name: `ids = [0, 30521]`.",
     "verify.samples": "Folder with a subfolder per label, or an .npz, beside model.toml.",
     "verify.inputs": "Inputs to compare on, where the model brings no golden ones.",
     "batching.max_batch_size": "Rows of a batch at most; 0: 32 if the model's batch axis is free; 1: unbatched.",

@@ -89,6 +89,19 @@ def test_a_wanted_engine_is_built_and_switched_to_without_losing_a_request(house
     assert parameters["appliance.engine"] == "int8"
     assert "accuracy" in parameters["appliance.verification"]
     assert _reason(house) == ("READY", "")
+    record = Appliance(house.http).get("/v2/appliance/models/digits/versions/1/verification")
+    assert (record["engine"], record["report"]["passed"]) == ("int8", True)
+    assert record["report"]["metric_candidate"]["accuracy"] > 0.9
+    shown = subprocess.run(
+        [sys.executable, "-m", "appliance", "models", "show", "digits", "--url", house.http],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "APPLIANCE_CONFIG": str(house.config)},
+    )
+    assert "MAX REL" in shown.stdout
+    assert "it may serve" in shown.stdout
+    assert "verification.html" in shown.stderr
     assert house.stop() == 0
     # the next start finds it kept: no building
     house.log.clear()
