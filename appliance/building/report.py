@@ -17,7 +17,7 @@ h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 .verdict { font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words { text-align: left; }
 th { font-weight: 500; opacity: .75; }
 .wide { overflow-x: auto; } figure { margin: 1rem 0; } figcaption { opacity: .75; font-size: .9rem; }
 .confusion td { text-align: center; min-width: 1.6rem; padding: .25rem; border: 1px solid var(--line); }
@@ -199,6 +199,13 @@ def _confusion(metric: Classification, label: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    """Columns of words to the left, of numbers to the right."""
+    rows = list(rows)
+    words = [any(row[column][:1].isalpha() for row in rows) for column in range(len(head))]
+    lines = [_line("th", head, words), *(_line("td", row, words) for row in rows)]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _line(tag: str, cells: Sequence[str], words: Sequence[bool]) -> str:
+    marks = [' class="words"' if word else "" for word in words]
+    return "<tr>" + "".join(f"<{tag}{m}>{escape(c)}</{tag}>" for c, m in zip(cells, marks, strict=True)) + "</tr>"
