@@ -112,6 +112,9 @@ DRAIN_RETRY_S = 2.0
 
 RATE_WINDOW_S = 10
 
+RECENT_TICKS = 30
+"""Ticks, of a second each, after which a new window of recent times begins: percentiles are those of the last 30 to 60 s."""
+
 
 class Service:
     """The real one: admission by state, everything else by the manager and its versions."""
@@ -124,6 +127,7 @@ class Service:
         self._started = time.monotonic()
         self._refused: Counter[tuple[ModelName, ErrorCode]] = Counter()
         self._totals: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW_S + 1)
+        self._ticks = 0
 
     def submit(self, request: InferenceRequest, done: Done) -> Ticket:
         """See `InferenceService.submit`."""
@@ -225,6 +229,10 @@ class Service:
     def tick(self, now: float) -> None:
         """Once a second: remember the totals, for the request rate, and tell what was refused meanwhile, by model and code."""
         self._totals.append((now, self._total()))
+        self._ticks += 1
+        if self._ticks % RECENT_TICKS == 0:
+            for generation in self._manager.generations():
+                generation.statistics.recent_times.turn()
         refused, self._refused = self._refused, Counter()
         for (model, code), count in refused.items():
             self._events.publish("requests.refused", model=model, code=str(code), count=count)
