@@ -259,29 +259,10 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """See `InferenceService.snapshot`."""
-        models = []
-        for generation in self._manager.generations():
-            statistics = generation.statistics
-            models.append(
-                {
-                    "name": generation.name,
-                    "version": generation.version,
-                    "state": public_state(generation.state),
-                    "detail": str(generation.state),
-                    "reason": generation.reason,
-                    "restarts": generation.restarts,
-                    "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
-                    "inference_count": statistics.inference_count,
-                    "execution_count": statistics.execution_count,
-                    "success": statistics.success.count,
-                    "fail": statistics.fail.count,
-                    "failures": dict(statistics.failures),
-                }
-            )
         return {
             "seq": self._events.seq,
             "boot": self._boot_id,
-            "models": models,
+            "models": [_model_document(generation) for generation in self._manager.generations()],
             "status": {
                 "name": "appliance",
                 "version": __version__,
@@ -297,6 +278,35 @@ class Service:
     def subscribe(self, listener: EventListener) -> Callable[[], None]:
         """See `InferenceService.subscribe`."""
         return self._events.subscribe(listener)
+
+
+def _model_document(generation: ModelVersion) -> dict[str, Any]:
+    """One version in the status document: its state, its counters, and its times of the last minute in microseconds."""
+    statistics = generation.statistics
+    recent = statistics.recent_times
+    return {
+        "name": generation.name,
+        "version": generation.version,
+        "state": public_state(generation.state),
+        "detail": str(generation.state),
+        "reason": generation.reason,
+        "restarts": generation.restarts,
+        "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
+        "inference_count": statistics.inference_count,
+        "execution_count": statistics.execution_count,
+        "success": statistics.success.count,
+        "fail": statistics.fail.count,
+        "failures": dict(statistics.failures),
+        "provider": generation.provider,
+        "engine": generation.artifact.label if generation.artifact is not None else "",
+        "verification": generation.artifact.summary if generation.artifact is not None else "",
+        "p50_us": recent.percentile(0.50),
+        "p95_us": recent.percentile(0.95),
+        "p99_us": recent.percentile(0.99),
+        "queue_ns": statistics.queue.ns,
+        "compute_ns": statistics.compute_infer.ns,
+        "batches": {str(size): batch.compute_infer.count for size, batch in sorted(statistics.batches.items())},
+    }
 
 
 def _conforms(service: Service) -> InferenceService:
