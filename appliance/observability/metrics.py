@@ -87,7 +87,7 @@ def _counter(name: str, documentation: str) -> Metric:
 
 
 def _buckets(times: Histogram, total_ns: int) -> tuple[list[tuple[str, float]], float]:
-    """Prometheus' cumulative buckets in seconds, and the sum; a bound of ours excludes its own microsecond, theirs includes it."""
+    """Buckets as Prometheus counts them, in seconds, and the sum. (Our bounds exclude their own microsecond, its include it.)"""
     found = list(times.cumulative())
     return [(f"{bound / 1e6:g}", count) for bound, count in found[:-1]] + [("+Inf", found[-1][1])], total_ns / 1e9
 
