@@ -88,8 +88,8 @@ def _counter(name: str, documentation: str) -> Metric:
 
 def _buckets(times: Histogram, total_ns: int) -> tuple[list[tuple[str, float]], float]:
     """Buckets as Prometheus counts them, in seconds, and the sum. (Our bounds exclude their own microsecond, its include it.)"""
-    found = list(times.cumulative())
-    return [(f"{bound / 1e6:g}", count) for bound, count in found[:-1]] + [("+Inf", found[-1][1])], total_ns / 1e9
+    found = [(f"{bound / 1e6:g}", float(count)) for bound, count in times.cumulative()]
+    return [*found[:-1], ("+Inf", found[-1][1])], total_ns / 1e9
 
 
 class Metrics(Collector):
