@@ -116,6 +116,9 @@ DRAIN_RETRY_S = 2.0
 
 RATE_WINDOW_S = 10
 
+RECENT_TICKS = 30
+"""Ticks, of a second each, after which a new window of recent times begins: percentiles are those of the last 30 to 60 s."""
+
 
 class Service:
     """The real one: admission by state, everything else by the manager and its versions."""
@@ -128,6 +131,7 @@ class Service:
         self._started = time.monotonic()
         self._refused: Counter[tuple[ModelName, ErrorCode]] = Counter()
         self._totals: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW_S + 1)
+        self._ticks = 0
 
     def submit(self, request: InferenceRequest, done: Done) -> Ticket:
         """See `InferenceService.submit`."""
@@ -233,6 +237,10 @@ class Service:
     def tick(self, now: float) -> None:
         """Once a second: remember the totals, for the request rate, and tell what was refused meanwhile, by model and code."""
         self._totals.append((now, self._total()))
+        self._ticks += 1
+        if self._ticks % RECENT_TICKS == 0:
+            for generation in self._manager.generations():
+                generation.statistics.recent_times.turn()
         refused, self._refused = self._refused, Counter()
         for (model, code), count in refused.items():
             self._events.publish("requests.refused", model=model, code=str(code), count=count)
@@ -259,29 +267,10 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """See `InferenceService.snapshot`."""
-        models = []
-        for generation in self._manager.generations():
-            statistics = generation.statistics
-            models.append(
-                {
-                    "name": generation.name,
-                    "version": generation.version,
-                    "state": public_state(generation.state),
-                    "detail": str(generation.state),
-                    "reason": generation.reason,
-                    "restarts": generation.restarts,
-                    "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
-                    "inference_count": statistics.inference_count,
-                    "execution_count": statistics.execution_count,
-                    "success": statistics.success.count,
-                    "fail": statistics.fail.count,
-                    "failures": dict(statistics.failures),
-                }
-            )
         return {
             "seq": self._events.seq,
             "boot": self._boot_id,
-            "models": models,
+            "models": [_model_document(generation) for generation in self._manager.generations()],
             "status": {
                 "name": "appliance",
                 "version": __version__,
@@ -297,6 +286,35 @@ class Service:
     def subscribe(self, listener: EventListener) -> Callable[[], None]:
         """See `InferenceService.subscribe`."""
         return self._events.subscribe(listener)
+
+
+def _model_document(generation: ModelVersion) -> dict[str, Any]:
+    """One version in the status document: its state, its counters, and its times of the last minute in microseconds."""
+    statistics = generation.statistics
+    recent = statistics.recent_times
+    return {
+        "name": generation.name,
+        "version": generation.version,
+        "state": public_state(generation.state),
+        "detail": str(generation.state),
+        "reason": generation.reason,
+        "restarts": generation.restarts,
+        "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
+        "inference_count": statistics.inference_count,
+        "execution_count": statistics.execution_count,
+        "success": statistics.success.count,
+        "fail": statistics.fail.count,
+        "failures": dict(statistics.failures),
+        "provider": generation.provider,
+        "engine": generation.artifact.label if generation.artifact is not None else "",
+        "verification": generation.artifact.summary if generation.artifact is not None else "",
+        "p50_us": recent.percentile(0.50),
+        "p95_us": recent.percentile(0.95),
+        "p99_us": recent.percentile(0.99),
+        "queue_ns": statistics.queue.ns,
+        "compute_ns": statistics.compute_infer.ns,
+        "batches": {str(size): batch.compute_infer.count for size, batch in sorted(statistics.batches.items())},
+    }
 
 
 def _conforms(service: Service) -> InferenceService:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from appliance.core.histogram import Histogram, RecentTimes
 from appliance.core.request import ModelName, Version
 from appliance.core.tensor import TensorSpec
 
@@ -72,7 +73,8 @@ class BatchStatistic(msgspec.Struct):
 class ModelStatistics(msgspec.Struct):
     """Triton's statistics of one model version: live counters, written by the scheduler, read by everyone.
 
-    `failures` counts by reason: REJECTED (not admitted), CANCELED, BACKEND (the engine), OTHER.
+    `failures` counts by reason: REJECTED (not admitted), CANCELED, BACKEND (the engine), OTHER. The histograms hold successful
+    requests: the whole time (`request_times`, and `recent_times` of the last minute) and that in the queue.
     """
 
     name: ModelName
@@ -91,6 +93,9 @@ class ModelStatistics(msgspec.Struct):
     )
     batches: dict[int, BatchStatistic] = msgspec.field(default_factory=dict)
     pending: int = 0
+    request_times: Histogram = msgspec.field(default_factory=Histogram)
+    queue_times: Histogram = msgspec.field(default_factory=Histogram)
+    recent_times: RecentTimes = msgspec.field(default_factory=RecentTimes)
 
 
 class IndexEntry(msgspec.Struct, frozen=True):

@@ -90,6 +90,11 @@ class ModelVersion:
         return self._compiler.wanted(self._model, self._folder) if self._compiler is not None else ""
 
     @property
+    def provider(self) -> str:
+        """What really runs it; empty before it was loaded."""
+        return self._traits.provider if self._traits is not None else ""
+
+    @property
     def answering(self) -> bool:
         """READY, and at least one worker lives."""
         return self.state is ModelState.READY and self.scheduler is not None and bool(self.scheduler.instances)

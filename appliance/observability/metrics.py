@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from appliance import __version__
 from appliance.core.description import ModelStatistics, WorkerDescription
+from appliance.core.histogram import Histogram
 
 LABELS = ("model", "version")
 
@@ -29,6 +30,18 @@ DURATIONS: tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
     ("nv_inference_compute_input_duration_us", "Time to place inputs, summed", lambda s: s.compute_input.ns),
     ("nv_inference_compute_infer_duration_us", "Time in the engine, summed", lambda s: s.compute_infer.ns),
     ("nv_inference_compute_output_duration_us", "Time to place outputs, summed", lambda s: s.compute_output.ns),
+)
+HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelStatistics], tuple[Histogram, int]]], ...] = (
+    (
+        "appliance_request_duration_seconds",
+        "Successful requests by the time from arrival to answer",
+        lambda s: (s.request_times, s.success.ns),
+    ),
+    (
+        "appliance_queue_duration_seconds",
+        "Successful requests by the time from arrival to dispatch",
+        lambda s: (s.queue_times, s.queue.ns),
+    ),
 )
 BUILD_INFO = "appliance_build_info"
 UPTIME = "appliance_uptime_seconds"
@@ -73,6 +86,12 @@ def _counter(name: str, documentation: str) -> Metric:
     return Metric(name.removesuffix("_total"), documentation, "counter")
 
 
+def _buckets(times: Histogram, total_ns: int) -> tuple[list[tuple[str, float]], float]:
+    """Buckets as Prometheus counts them, in seconds, and the sum. (Our bounds exclude their own microsecond, its include it.)"""
+    found = [(f"{bound / 1e6:g}", float(count)) for bound, count in times.cumulative()]
+    return [*found[:-1], ("+Inf", found[-1][1])], total_ns / 1e9
+
+
 class Metrics(Collector):
     """The registry of this process."""
 
@@ -114,6 +133,7 @@ class Metrics(Collector):
         executions = _counter(EXECUTION_COUNT, "Batches executed")
         pending = GaugeMetricFamily(PENDING, "Requests queued or running", labels=LABELS)
         durations = [(_counter(name, text), read) for name, text, read in DURATIONS]
+        histograms = [(HistogramMetricFamily(name, text, labels=LABELS), read) for name, text, read in HISTOGRAMS]
         for model in models:
             labels = {"model": model.name, "version": model.version}
             success.add_sample(REQUEST_SUCCESS, labels, model.success.count)
@@ -124,8 +144,11 @@ class Metrics(Collector):
                 failure.add_sample(REQUEST_FAILURE, {**labels, "reason": reason}, number)
             for metric, read in durations:
                 metric.add_sample(metric.name, labels, read(model) // 1000)
+            for histogram, times in histograms:
+                histogram.add_metric((model.name, model.version), *_buckets(*times(model)))
         yield from (success, failure, count, executions, pending)
         yield from (metric for metric, _ in durations)
+        yield from (histogram for histogram, _ in histograms)
 
     def _house(self) -> Iterator[Metric]:
         status = self._source.snapshot()["status"]
@@ -166,4 +189,6 @@ def _plain(line: bytes) -> bytes:
     head, _, value = line.rpartition(b" ")
     if b"e+" in value or value.endswith(b".0"):
         return head + b" " + str(int(float(value))).encode()
+    if b"e-" in value:
+        return head + b" %.9f" % float(value)
     return line

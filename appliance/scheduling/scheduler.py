@@ -19,6 +19,7 @@ from appliance.core.batcher import Batcher, BatcherLimits, Dispatch, Entry, Expi
 from appliance.core.classification import classify
 from appliance.core.description import BatchStatistic, DurationStatistic, ModelStatistics
 from appliance.core.errors import ApplianceError, ErrorCode
+from appliance.core.histogram import bucket
 from appliance.core.manifest import ModelManifest
 from appliance.core.request import InferenceRequest, InferenceResponse, Timing
 from appliance.core.tensor import Tensor
@@ -327,8 +328,13 @@ class Scheduler:
                 continue
             job: Job = entry.payload
             queue_s = entry.dispatched_at - job.received
-            statistics.success.add(int((now - job.received) * 1e9))
+            total_s = now - job.received
+            statistics.success.add(int(total_s * 1e9))
             statistics.queue.add(int(queue_s * 1e9))
+            index = bucket(int(total_s * 1e6))
+            statistics.request_times.counts[index] += 1
+            statistics.recent_times.current.counts[index] += 1
+            statistics.queue_times.add(int(queue_s * 1e6))
             self._answers.append((job, self._answer(job, outputs, position, queue_s, message.infer_ns)))
 
     def _answer(

@@ -76,6 +76,21 @@ def test_tritons_counters_have_tritons_names_and_labels() -> None:
     assert f"nv_inference_compute_output_duration_us{model}" in found
 
 
+def test_request_times_are_a_histogram_whose_buckets_add_up() -> None:
+    source = Source()
+    for us in (50, 900, 900, 20_000):
+        source.model.request_times.add(us)
+    families = {family.name: family for family in text_string_to_metric_families(Metrics(source).render().decode())}
+    family = families["appliance_request_duration_seconds"]
+    assert family.type == "histogram"
+    buckets = {sample.labels["le"]: sample.value for sample in family.samples if sample.name.endswith("_bucket")}
+    assert buckets["6.4e-05"] == 1
+    assert buckets["0.001024"] == 3
+    assert buckets["+Inf"] == 4
+    assert [sample.value for sample in family.samples if sample.name.endswith("_count")] == [4]
+    assert list(buckets.values()) == sorted(buckets.values())
+
+
 def test_the_appliances_own_metrics() -> None:
     found = samples(render())
     assert found["appliance_uptime_seconds"] == 12.5

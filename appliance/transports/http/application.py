@@ -23,7 +23,7 @@ from appliance.core.request import InferenceRequest, InferenceResponse, ModelNam
 from appliance.core.tensor import Buffer
 from appliance.protocols import kserve
 from appliance.protocols.kserve_binary import Limits, ReplyFormat, decode_infer, encode_infer
-from appliance.transports.http import compression
+from appliance.transports.http import compression, pages
 from appliance.transports.http.exchange import JSON_HEAD, Exchange
 from appliance.transports.http.origin import check_origin
 
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 METRICS_HEAD = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 BINARY_HEAD = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"
 LINES_TYPE = "application/x-ndjson"
+STREAM_TYPE = "text/event-stream"
+STREAM_INTERVAL_S = 1.0
 
 KNOWN_PATHS = 1024
 """Paths whose meaning is remembered; clients use a handful."""
@@ -73,6 +75,7 @@ class HttpApplication:
         self._limits = Limits(config.max_json_bytes, config.max_json_depth)
         self._routes: dict[str, Route | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pages = pages.Pages()
         self._fixed: dict[str, Route] = {
             "/v2": Route("GET", self._server),
             "/v2/": Route("GET", self._server),
@@ -84,6 +87,7 @@ class HttpApplication:
             "/v2/appliance/snapshot": Route("GET", self._status),
             "/v2/appliance/workers": Route("GET", self._workers),
             "/v2/appliance/events": Route("GET", self._events),
+            "/v2/appliance/stream": Route("GET", self._stream),
         }
 
     # --- the connection's calls ---
@@ -151,6 +155,8 @@ class HttpApplication:
         fixed = self._fixed.get(path)
         if fixed is not None:
             return fixed
+        if self._pages.knows(path):
+            return Route("GET", self._page, action=path)
         if match := MODEL_PATH.fullmatch(path):
             return self._model_route(ModelName(unquote(match[1])), Version(match[2] or ""), match[3] or "")
         if match := VERIFICATION_PATH.fullmatch(path):
@@ -339,6 +345,48 @@ class HttpApplication:
 
         end = self._service.subscribe(tell)
         exchange.on_gone = end
+
+    def _page(self, exchange: Exchange, route: Route) -> None:
+        file = self._pages.kept(route.action)
+        if file is not None:
+            pages.send(exchange, file)
+            return
+
+        async def read() -> None:
+            pages.send(exchange, await asyncio.to_thread(self._pages.read, route.action))
+
+        self._spawn(exchange, read(), "http-page")
+
+    def _stream(self, exchange: Exchange, route: Route) -> None:
+        """Server-sent events for the page: a snapshot at once and every second, and every event, until the client goes.
+
+        A client that falls behind is hung up on; browsers come again by themselves.
+        """
+        if exchange.method == "HEAD":
+            exchange.reply(200, [], f"Content-Type: {STREAM_TYPE}\r\n".encode())
+            return
+        write = exchange.begin_stream(STREAM_TYPE)
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def end() -> None:
+            leave()
+            if timer is not None:
+                timer.cancel()
+
+        def send(kind: bytes, document: Any) -> None:
+            if not write(b"event: %b\ndata: %b\n\n" % (kind, msgspec.json.encode(document))):
+                end()
+                exchange.close_stream()
+
+        def tick() -> None:
+            nonlocal timer
+            timer = loop.call_later(STREAM_INTERVAL_S, tick)
+            send(b"snapshot", self._service.snapshot())
+
+        leave = self._service.subscribe(lambda event: send(b"event", event))
+        exchange.on_gone = end
+        tick()
 
     def _spawn(self, exchange: Exchange, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         """Run what ends in an answer; its errors are answers too."""

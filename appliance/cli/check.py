@@ -1,0 +1,113 @@
+"""`check`: one line and an exit code for Nagios, Icinga and whoever speaks their plugin protocol.
+
+Codes and performance data as in the Monitoring Plugins Development Guidelines: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN;
+`'label'=value[unit];warn;crit;min;max` after a bar.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from appliance.cli.connection import Appliance
+from appliance.cli.options import JSON, URL
+from appliance.cli.output import CommandError, print_json
+
+
+class Severity(IntEnum):
+    """The protocol's exit codes."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What is still well; 0 does not look."""
+
+    p99_warning_ms: float = 0.0
+    p99_critical_ms: float = 0.0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What `check` prints: the worst thing found decides."""
+
+    severity: str
+    text: str
+    performance: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("check")(check)
+
+
+def check(
+    p99_warning_ms: Annotated[
+        float, typer.Option(min=0, help="Warn when a model's p99 is above; 0: do not look.")
+    ] = 0.0,
+    p99_critical_ms: Annotated[float, typer.Option(min=0, help="Critical above; 0: do not look.")] = 0.0,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """Is it well? For monitoring: exit status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, one line with performance data."""
+    try:
+        verdict = judge(Appliance(url).get("/v2/appliance/status"), Limits(p99_warning_ms, p99_critical_ms))
+    except CommandError as error:
+        # nobody answers: for a monitor that is the worst case, not an unknown one
+        verdict = Verdict("CRITICAL", " ".join(error.message.split()), "")
+    if as_json:
+        print_json(msgspec.to_builtins(verdict))
+    else:
+        performance = f" | {verdict.performance}" if verdict.performance else ""
+        typer.echo(f"APPLIANCE {verdict.severity}: {verdict.text}{performance}")
+    raise typer.Exit(int(Severity[verdict.severity]))
+
+
+def judge(snapshot: dict[str, Any], limits: Limits) -> Verdict:
+    """The verdict on a status document."""
+    found: list[tuple[Severity, str]] = []
+    status = snapshot["status"]
+    if status["draining"]:
+        found.append((Severity.WARNING, "it is shutting down"))
+    for model in snapshot["models"]:
+        found += _model(model, limits)
+    if not status["ready"] and not status["draining"]:
+        found.append((Severity.CRITICAL, "a model that should answer does not"))
+    level = (snapshot.get("governor") or {}).get("level", "NOMINAL")
+    if level != "NOMINAL":
+        severity = Severity.WARNING if level == "WARM" else Severity.CRITICAL
+        found.append((severity, f"{level}: {snapshot['governor']['reason']}"))
+    for finding in snapshot.get("findings", ()):
+        found.append((Severity.CRITICAL if finding["severity"] == "error" else Severity.WARNING, finding["text"]))
+    worst = max((severity for severity, _ in found), default=Severity.OK)
+    text = "; ".join(text for severity, text in sorted(found, reverse=True)) or status["line"]
+    return Verdict(worst.name, text.replace("|", "/"), " ".join(_performance(snapshot, limits)))
+
+
+def _model(model: dict[str, Any], limits: Limits) -> list[tuple[Severity, str]]:
+    name = f"{model['name']} version {model['version']}"
+    if model["detail"] == "FAILED":
+        return [(Severity.CRITICAL, f"{name} does not serve: {model['reason']}")]
+    p99_ms = model["p99_us"] / 1000
+    for limit, severity in ((limits.p99_critical_ms, Severity.CRITICAL), (limits.p99_warning_ms, Severity.WARNING)):
+        if limit and p99_ms > limit:
+            return [(severity, f"{name} has a p99 of {p99_ms:.3g} ms, {limit:g} ms are allowed")]
+    return []
+
+
+def _performance(snapshot: dict[str, Any], limits: Limits) -> list[str]:
+    warn, crit = (f"{limit:g}" if limit else "" for limit in (limits.p99_warning_ms, limits.p99_critical_ms))
+    found = [f"requests_per_s={snapshot['status']['requests_per_s']:g};;;0"]
+    found += [
+        f"'{model['name']}:{model['version']}_p99'={model['p99_us'] / 1000:g}ms;{warn};{crit};0"
+        for model in snapshot["models"]
+    ]
+    for name, value in sorted((snapshot.get("readings") or {}).items()):
+        if value is not None and name.endswith((".temperature", ".power", ".memory.used", ".memory.available")):
+            found.append(f"'{name}'={value:g}")
+    return found

@@ -1,0 +1,354 @@
+"""`doctor`: everything that can be wrong with a box, looked at one by one, each with what to do about it.
+
+Works with and without a running appliance. Each check is a function from what it looks at to findings; none of them changes
+anything, and one that fails is a finding itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import typer
+
+from appliance.cli.connection import Appliance
+from appliance.cli.options import JSON, URL, command
+from appliance.cli.output import CommandError, Exit, print_json
+from appliance.config import Config, ConfigError, find, load
+
+Grade = Literal["good", "note", "warning", "error"]
+MARKS: dict[Grade, str] = {"good": "✓", "note": "·", "warning": "!", "error": "✗"}
+
+LOW_DISK_BYTES = 1 << 30
+LOW_DISK_SHARE = 0.05
+PROBE_S = 60.0
+STA_UNSYNC = 0x0040
+"""adjtimex(2): the clock is not synchronized."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found, and what to do if that is not good."""
+
+    check: str
+    grade: Grade
+    text: str
+    fix: str = ""
+
+
+class Patient(msgspec.Struct, frozen=True):
+    """What is looked at: the configuration, and the status document of a running appliance (None: there is none)."""
+
+    config: Config
+    config_path: Path | None
+    status: dict[str, Any] | None
+    workers: list[dict[str, Any]] = []
+
+
+Check = Callable[[Patient], Iterator[Finding]]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor")(doctor)
+
+
+@command
+def doctor(url: URL = None, as_json: JSON = False) -> None:
+    """Look at everything that could be wrong here, and say what to do about it. Exit status 1 if something must be done."""
+    findings, patient = _examine(url)
+    if as_json:
+        print_json(msgspec.to_builtins(findings))
+    else:
+        _show(findings, running=patient is not None and patient.status is not None)
+    if any(finding.grade == "error" for finding in findings):
+        raise typer.Exit(Exit.FAILED)
+
+
+def _examine(url: str | None) -> tuple[list[Finding], Patient | None]:
+    path = find()
+    try:
+        config = load(path)
+    except (ConfigError, OSError) as error:
+        problems = (
+            "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
+        )
+        return [Finding("configuration", "error", problems, "mend it; `appliance config check` says more")], None
+    status, workers = None, []
+    with contextlib.suppress(CommandError):
+        appliance = Appliance(url)
+        status, workers = appliance.get("/v2/appliance/status"), appliance.get("/v2/appliance/workers")
+    patient = Patient(config, path, status, workers)
+    findings = [Finding("configuration", "good", f"{path or 'defaults'}: no problem")]
+    for check in CHECKS:
+        try:
+            findings += check(patient)
+        except Exception as error:  # one organ that cannot be looked at must not hide the others
+            name = check.__name__.strip("_")
+            findings.append(
+                Finding(name, "warning", f"cannot be looked at: {type(error).__name__}: {error}", "report this")
+            )
+    return findings, patient
+
+
+def _show(findings: list[Finding], *, running: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles: dict[Grade, str] = {"good": "green", "note": "dim", "warning": "yellow", "error": "bold red"}
+    console = Console(highlight=False)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        style = styles[finding.grade]
+        table.add_row(Text(MARKS[finding.grade], style), Text(finding.check), Text(finding.text))
+        if finding.fix and finding.grade in ("warning", "error"):
+            table.add_row("", "", Text(f"→ {finding.fix}", style))
+    console.print(table)
+    errors, warnings = (sum(finding.grade == grade for finding in findings) for grade in ("error", "warning"))
+    verdict = f"{errors} to mend, {warnings} to know about" if errors or warnings else "nothing to do"
+    console.print(f"\n{verdict}{'' if running else '; no appliance is running'}")
+
+
+# --- the checks -----------------------------------------------------------------------------------------------------------
+
+
+def _running(patient: Patient) -> Iterator[Finding]:
+    if patient.status is None:
+        yield Finding("appliance", "note", "none is running, so only the box was looked at", "appliance serve")
+        return
+    status = patient.status["status"]
+    if status["ready"]:
+        yield Finding("appliance", "good", f"{status['version']}: {status['line']}")
+    else:
+        yield Finding("appliance", "error", f"not ready: {status['line']}", "appliance models list")
+    for model in patient.status["models"]:
+        if model["detail"] == "FAILED":
+            text = f"{model['name']} version {model['version']} does not serve: {model['reason']}"
+            yield Finding("models", "error", text, f"mend it, then: appliance models load {model['name']}")
+    for finding in patient.status.get("findings") or ():
+        grade: Grade = "error" if finding["severity"] == "error" else "warning"
+        yield Finding("hardware", grade, finding["text"], finding.get("fix", ""))
+
+
+def _packages(_patient: Patient) -> Iterator[Finding]:
+    found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")}
+    if found["onnxruntime"] and found["onnxruntime-gpu"]:
+        text = "both onnxruntime and onnxruntime-gpu are installed; they share one folder and the later one wins"
+        yield Finding("packages", "error", text, "pip uninstall both, then install the one you want")
+    elif not found["onnxruntime"] and not found["onnxruntime-gpu"]:
+        yield Finding("packages", "error", "onnxruntime is not installed", "pip install 'appliance[cpu]'")
+    else:
+        yield Finding("packages", "good", ", ".join(f"{name} {version}" for name, version in found.items() if version))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _telemetry(_patient: Patient) -> Iterator[Finding]:
+    """ONNX Runtime's wheels report home by default since 1.29; what it would send lies in the user's cache."""
+    left = Path.home() / ".cache" / "Microsoft" / "DeveloperTools" / ".onnxruntime"
+    if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
+        yield Finding(
+            "telemetry", "error", "ORT_DISABLE_TELEMETRY is not 1", "unset whatever sets it to something else"
+        )
+    elif left.exists():
+        text = f"off here, but another program's ONNX Runtime has left its records in {left}"
+        yield Finding(
+            "telemetry", "warning", text, f"rm -r {left}; and export ORT_DISABLE_TELEMETRY=1 for that program"
+        )
+    else:
+        yield Finding("telemetry", "good", "off, and no record of it")
+
+
+def _providers(patient: Patient) -> Iterator[Finding]:
+    """In a process of its own: a library that cannot be loaded may end whoever tries."""
+    devices = {"cpu"} | {str(worker.get("details", {}).get("device", "cpu")) for worker in patient.workers}
+    wanted = sorted(devices | ({"cuda"} if Path("/proc/driver/nvidia/version").exists() else set()))
+    script = (
+        "import sys\nfrom appliance.engines import providers\n"
+        "for device in sys.argv[1:]: print(device + '\\t' + providers.missing(device))"
+    )
+    done = subprocess.run(  # noqa: S603  our own interpreter and words
+        [sys.executable, "-c", script, *wanted], capture_output=True, text=True, timeout=PROBE_S, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        yield Finding("providers", "error", f"ONNX Runtime cannot be loaded: {last}", "reinstall it")
+        return
+    for line in done.stdout.splitlines():
+        device, _, problem = line.partition("\t")
+        if problem:
+            yield Finding("providers", "error", f"{device}: {problem}", "docs/compiling.md, the device contract")
+        else:
+            yield Finding("providers", "good", f"{device} loads")
+
+
+def _disk(patient: Patient) -> Iterator[Finding]:
+    from appliance.lifecycle.compilation import engines_path
+
+    places = {"models": Path(patient.config.repository.path), "engines": engines_path(patient.config)}
+    for name, path in places.items():
+        existing = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
+        usage = shutil.disk_usage(existing)
+        text = f"{name}: {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
+        low = usage.free < LOW_DISK_BYTES or usage.free < usage.total * LOW_DISK_SHARE
+        yield Finding(
+            "disk", "warning" if low else "good", text, "appliance engines prune, or make room" if low else ""
+        )
+
+
+def _permissions(patient: Patient) -> Iterator[Finding]:
+    models = Path(patient.config.repository.path)
+    if not models.is_dir():
+        yield Finding("models folder", "error", f"{models} is no folder", "make it, or set repository.path")
+        return
+    if not os.access(models, os.R_OK | os.X_OK):
+        yield Finding("models folder", "error", f"{models} cannot be read", f"chmod a+rX {models}")
+        return
+    unreadable = [file for file in models.rglob("*") if not os.access(file, os.R_OK)]
+    if unreadable:
+        text = f"{len(unreadable)} files cannot be read, {unreadable[0]} among them"
+        yield Finding("models folder", "error", text, f"chmod -R a+rX {models}")
+        return
+    loose = [file for file in models.rglob("*.onnx") if file.stat().st_mode & 0o002]
+    if loose:
+        text = f"{loose[0]} can be changed by everybody"
+        yield Finding("models folder", "warning", text, f"chmod -R o-w {models}")
+        return
+    yield Finding("models folder", "good", f"{models} can be read")
+
+
+def _engines(patient: Patient) -> Iterator[Finding]:
+    from appliance.building.store import EngineStore
+    from appliance.lifecycle.compilation import engines_path
+
+    path = engines_path(patient.config)
+    if not path.is_dir():
+        yield Finding("engines", "note", "none was built here")
+        return
+    entries = EngineStore(path).entries()
+    folders = [folder for model in path.iterdir() if model.is_dir() for folder in model.iterdir() if folder.is_dir()]
+    damaged = len([folder for folder in folders if not folder.name.startswith(".")]) - len(entries)
+    failed = [entry for entry in entries if entry.sidecar.verified == "failed"]
+    if damaged > 0:
+        text = f"{damaged} kept engines are damaged, altered or from another box; they are never loaded"
+        yield Finding("engines", "warning", text, "appliance engines prune --max-size-mb 20480")
+    for entry in failed:
+        text = f"{entry.model} {entry.sidecar.label} failed its verification: {entry.sidecar.reason}"
+        yield Finding("engines", "warning", text, f"appliance verify {entry.model}")
+    if damaged <= 0 and not failed:
+        yield Finding("engines", "good", f"{len(entries)} kept, all whole and sealed by this box")
+
+
+def _ports(patient: Patient) -> Iterator[Finding]:
+    """Who listens where we would: ourselves, nobody, or somebody else."""
+    http = patient.config.http
+    if not http.enabled or not http.port:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
+        probe.settimeout(1.0)
+        taken = probe.connect_ex((http.host, http.port)) == 0
+    if taken and patient.status is None:
+        text = f"another program listens on {http.host}:{http.port}"
+        yield Finding("ports", "error", text, f"ss -ltnp 'sport = :{http.port}' names it; or set http.port")
+    else:
+        yield Finding("ports", "good", f"{http.host}:{http.port} is {'ours' if taken else 'free'}")
+    if http.host not in ("127.0.0.1", "::1", "localhost"):
+        text = f"HTTP listens on {http.host}, and there is no authentication"
+        yield Finding(
+            "ports", "warning", text, "put a proxy with authentication before it, or set http.host to 127.0.0.1"
+        )
+
+
+def _memory(patient: Patient) -> Iterator[Finding]:
+    """What the box has against what its models may take."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    resident = sum(int(worker["rss_bytes"]) for worker in patient.workers)
+    text = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
+    if resident:
+        text += f", workers hold {resident / 1e9:.1f} GB"
+    arenas = patient.config.workers.max_arena_bytes
+    low = memory.available < max(arenas, memory.total * LOW_DISK_SHARE)
+    fix = "unload a model, or lower workers.max_arena_bytes"
+    yield Finding("memory", "warning" if low else "good", text, fix if low else "")
+    swap = psutil.swap_memory()
+    if swap.used > memory.total * LOW_DISK_SHARE:
+        text = f"{swap.used / 1e9:.1f} GB are swapped out: answers will be late"
+        yield Finding(
+            "memory", "warning", text, "find what takes the memory (appliance ps), then swapoff -a && swapon -a"
+        )
+
+
+def _clock(_patient: Patient) -> Iterator[Finding]:
+    """adjtimex(2) with nothing to set: TIME_ERROR, or STA_UNSYNC in the status, means that nobody keeps the clock."""
+    buffer = (ctypes.c_char * 256)()
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
+    # struct timex: modes, then (aligned) offset, freq, maxerror, esterror as longs, then the status as an int
+    flags = ctypes.c_int.from_buffer(buffer, 8 + 4 * ctypes.sizeof(ctypes.c_long)).value
+    if state < 0:
+        yield Finding("clock", "note", "the kernel does not say whether it is kept")
+    elif state == 5 or flags & STA_UNSYNC:
+        text = "nobody keeps the clock: records of different boxes cannot be compared"
+        yield Finding(
+            "clock", "warning", text, "systemctl enable --now systemd-timesyncd (or chrony), with a server on site"
+        )
+    else:
+        yield Finding("clock", "good", "synchronized")
+
+
+def _hardening(patient: Patient) -> Iterator[Finding]:
+    """What the kernel itself says of the running front: new privileges forbidden, system calls filtered."""
+    pid = patient.workers[0]["pid"] if patient.workers else None
+    if pid is None:
+        return
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        yield Finding("hardening", "note", "the appliance's processes cannot be looked at from here")
+        return
+    values = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    missing = []
+    if values.get("NoNewPrivs") != "1":
+        missing.append("it may gain privileges")
+    if values.get("Seccomp") == "0":
+        missing.append("its system calls are not filtered")
+    if values.get("Uid", "").split()[:1] == ["0"]:
+        missing.append("it runs as root")
+    if missing:
+        yield Finding("hardening", "warning", "; ".join(missing), "run it by its systemd unit rather than by hand")
+    else:
+        yield Finding("hardening", "good", "an ordinary user without new privileges, system calls filtered")
+
+
+CHECKS: tuple[Check, ...] = (
+    _running,
+    _packages,
+    _telemetry,
+    _providers,
+    _permissions,
+    _engines,
+    _disk,
+    _memory,
+    _ports,
+    _clock,
+    _hardening,
+)

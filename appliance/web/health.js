@@ -1,0 +1,31 @@
+// From a snapshot to one sentence: how it is, how bad that is, and what to do. Pure; the overview and the tab's title use it.
+
+import { number, t } from "./text.js";
+
+export const SEVERITY = { good: 0, notice: 1, bad: 2 };
+
+export function health(snapshot) {
+  const found = [];
+  const say = (severity, text) => found.push({ severity, text });
+  if (snapshot.status.draining) say("notice", t("health.draining"));
+  for (const model of snapshot.models) {
+    if (model.detail === "FAILED") say("bad", t("health.failed", { model: model.name, version: model.version, reason: model.reason }));
+    else if (model.state === "LOADING") say("notice", t("health.loading", { model: model.name, detail: model.detail, reason: model.reason }));
+  }
+  if (!snapshot.status.ready && !snapshot.status.draining && !found.length) say("bad", t("health.not_ready"));
+  const governor = snapshot.governor;
+  if (governor && governor.level !== "NOMINAL") say(governor.level === "WARM" ? "notice" : "bad", t("health.governor", { level: t(`level.${governor.level}`), reason: governor.reason }));
+  for (const finding of snapshot.findings ?? []) say(finding.severity === "error" ? "bad" : "notice", finding.text);
+  const severity = found.some((item) => item.severity === "bad") ? "bad" : found.length ? "notice" : "good";
+  return { severity, found: found.sort((a, b) => SEVERITY[b.severity] - SEVERITY[a.severity]), sentence: sentence(snapshot, severity, found) };
+}
+
+function sentence(snapshot, severity, found) {
+  const answering = new Set(snapshot.models.filter((model) => model.state === "READY").map((model) => model.name)).size;
+  const parts = [t("health.models", { n: answering }), t("health.rate", { rate: number(snapshot.status.requests_per_s) })];
+  const hottest = Math.max(...Object.entries(snapshot.readings ?? {}).filter(([name, value]) => /^gpu\.\d+\.temperature$/.test(name) && value !== null).map(([, value]) => value));
+  if (Number.isFinite(hottest)) parts.push(t("health.gpu", { temperature: number(hottest, 0) }));
+  const facts = parts.join(t("list.comma"));
+  if (severity === "good") return t("health.good", { facts });
+  return t(severity === "bad" ? "health.bad" : "health.notice", { n: found.length, facts });
+}

@@ -1,0 +1,42 @@
+// What the box took: kWh, cost and CO2 of a period, by device and by model, with what is active, idle and unattributed shown apart.
+
+import * as api from "../api.js";
+import { h, meter, replace, table } from "../dom.js";
+import { number, t } from "../text.js";
+
+const PERIODS = { "24h": 86400, "7d": 7 * 86400, "30d": 30 * 86400, "1y": 365 * 86400 };
+
+export function render(main) {
+  const kept = (name, otherwise) => localStorage.getItem(name) ?? otherwise;
+  const period = h("select", { "aria-label": t("energy.period") }, Object.keys(PERIODS).map((name) => h("option", { value: name, selected: name === kept("period", "7d") }, t(`range.${name}`))));
+  const price = h("input", { type: "number", min: 0, step: 0.01, value: kept("price", "0.30"), "aria-label": t("energy.price") });
+  const carbon = h("input", { type: "number", min: 0, step: 1, value: kept("carbon", "380"), "aria-label": t("energy.carbon") });
+  const place = h("section", { class: "stack" });
+  main.append(h("h1", {}, t("nav.energy")), h("div", { class: "panel row" }, h("label", { class: "row" }, t("energy.period"), period), h("label", { class: "row" }, t("energy.price"), price), h("label", { class: "row" }, t("energy.carbon"), carbon)), place);
+  let ended = false;
+  const draw = async () => {
+    for (const [name, field] of [["period", period], ["price", price], ["carbon", carbon]]) localStorage.setItem(name, field.value);
+    try {
+      const document = await api.energy(PERIODS[period.value]);
+      if (!ended) show(place, document, Number(price.value), Number(carbon.value));
+    } catch (error) { if (!ended) replace(place, h("p", { class: "bad", role: "alert" }, error.message)); }
+  };
+  for (const field of [period, price, carbon]) field.addEventListener("change", draw);
+  draw();
+  const timer = setInterval(draw, 30000);
+  return () => { ended = true; clearInterval(timer); };
+}
+
+function show(place, document, price, carbon) {
+  const devices = document.devices ?? [], models = document.models ?? [];
+  if (!devices.length) { replace(place, h("p", { class: "panel empty" }, t("energy.nothing"))); return; }
+  const total = devices.reduce((sum, device) => sum + device.total_j, 0), kwh = total / 3.6e6;
+  const tile = (name, value, unit) => h("div", { class: "panel tile" }, h("div", { class: "name" }, t(name)), h("div", { class: "value" }, value, h("span", { class: "unit" }, ` ${unit}`)));
+  replace(place, h("div", { class: "grid" }, tile("energy.total", number(kwh, 3), "kWh"), tile("energy.cost", number(kwh * price, 2), ""), tile("energy.co2", number((kwh * carbon) / 1000, 3), "kg")),
+    h("div", { class: "panel" }, h("h2", {}, t("energy.devices")), table(
+      [{ title: t("energy.device"), text: true }, { title: t("energy.source"), text: true }, { title: "kWh" }, { title: t("energy.active") }, { title: t("energy.idle") }, { title: t("energy.unattributed") }, { title: "", text: true }],
+      devices.map((device) => [device.device, device.estimated ? `${device.source} (${t("energy.estimate")})` : device.source, number(device.total_j / 3.6e6, 3), number(device.active_j / 3.6e6, 3), number(device.idle_j / 3.6e6, 3), number(device.unattributed_j / 3.6e6, 3), h("span", { class: "bar" }, meter(device.idle_j + device.unattributed_j, device.active_j))]), "")),
+    h("div", { class: "panel" }, h("h2", {}, t("energy.by_model")), table(
+      [{ title: t("models.name"), text: true }, { title: t("models.version") }, { title: "kWh" }, { title: t("energy.inferences") }, { title: t("energy.per_thousand") }, { title: t("energy.cost") }],
+      models.map((model) => [model.model, model.version, number(model.joules / 3.6e6, 4), number(model.inferences), model.inferences ? `${number((model.joules / model.inferences) * 1000)} J` : "–", number((model.joules / 3.6e6) * price, 3)]), t("energy.no_models"))));
+}

@@ -1,0 +1,116 @@
+// GPU and host over time, an hour to a year: one time axis for all, with the throttle and governor lanes and marks for events.
+
+import * as api from "../api.js";
+import { axis, colour, CONFIG, layout, plotly, SERIES } from "../chart.js";
+import { h, replace } from "../dom.js";
+import { store } from "../store.js";
+import { has, number, t } from "../text.js";
+import { describe, severity } from "./events.js";
+
+const RANGES = { "1h": 3600, "6h": 6 * 3600, "24h": 86400, "7d": 7 * 86400, "30d": 30 * 86400, "1y": 365 * 86400 };
+const PANELS = [
+  { key: "temperature", unit: "°C", match: /^(gpu\.\d+|host\.cpu)\.temperature$|^gpu\.\d+\.memory\.temperature$|^thermal\./ },
+  { key: "power", unit: "W", match: /^gpu\.\d+\.power$|\.power\.|^gpu\.\d+\.power\.limit$/ },
+  { key: "clock", unit: "MHz", match: /^gpu\.\d+\.clock\.(graphics|sm|memory)$|\.clock$/ },
+  { key: "load", unit: "%", match: /^gpu\.\d+\.utilization$|^host\.cpu\.load$|^gpu\.\d+\.fan(\.\d+)?$/ },
+  { key: "memory", unit: "GB", scale: 1e-9, match: /^gpu\.\d+\.memory\.used$|^host\.memory\.(used|available)$|^process\.front\.rss$/ },
+  { key: "requests", unit: "1/s", match: /^requests\.rate$|^model\..*\.rate$/ },
+  { key: "latency", unit: "ms", scale: 1e-3, match: /^model\..*\.p99$|^requests\.p99$/ },
+];
+const LANES = [["throttle", /^gpu\.\d+\.throttle$/], ["governor", /^governor\.level$/]];
+const LEVELS = ["NOMINAL", "WARM", "HOT", "CRITICAL"];
+const MARKED = /^(worker\.lost|model\.ready|governor\.level|gpu\.|xid|daemon\.|operator\.|sensor|memory\.leak|clock)/;
+
+export function render(main, [range]) {
+  const chosen = range in RANGES ? range : "1h";
+  const bar = h("div", { class: "row" }, Object.keys(RANGES).map((name) =>
+    h("button", { type: "button", "aria-pressed": String(name === chosen), onclick: () => { location.hash = `#history/${name}`; } }, t(`range.${name}`))));
+  const place = h("div", { class: "panel chart", id: "chart" }, h("p", { class: "empty" }, t("history.loading")));
+  main.append(h("div", { class: "row spread" }, h("h1", {}, t("nav.history")), bar), h("p", { class: "quiet" }, t("history.hint")), place);
+  const state = { ended: false, window: null, drawn: false };
+  const draw = async () => {
+    try {
+      const names = Object.keys(store.snapshot?.readings ?? {}).concat(["governor.level", "requests.rate", "requests.p99"]);
+      const wanted = [...new Set(names.filter((name) => [...PANELS.map((panel) => panel.match), ...LANES.map(([, match]) => match)].some((match) => match.test(name))))];
+      const since = state.window ? state.window[0] : Date.now() / 1000 - RANGES[chosen];
+      const until = state.window ? state.window[1] : undefined;
+      const [series, past] = await Promise.all([api.history(wanted, Math.max(1, Date.now() / 1000 - since), until), api.pastEvents(Date.now() / 1000 - since).catch(() => ({ events: [] }))]);
+      if (state.ended) return;
+      await plot(place, series, past.events, chosen, state, draw);
+    } catch (error) {
+      if (!state.ended) replace(place, h("p", { class: "bad", role: "alert" }, error.message));
+    }
+  };
+  const wait = store.snapshot ? draw() : new Promise((go) => setTimeout(go, 800)).then(draw);
+  const timer = setInterval(() => { if (!state.window && !document.hidden) draw(); }, chosen === "1h" ? 5000 : 60000);
+  const repaint = () => draw();
+  document.addEventListener("theme", repaint);
+  return () => { state.ended = true; clearInterval(timer); document.removeEventListener("theme", repaint); wait.then(() => globalThis.Plotly?.purge(place)); };
+}
+
+async function plot(place, document_, events, chosen, state, redraw) {
+  const Plotly = await plotly();
+  const found = Object.entries(document_.series).filter(([, series]) => series.time.length);
+  const panels = PANELS.map((panel) => ({ ...panel, lines: found.filter(([name]) => panel.match.test(name)) })).filter((panel) => panel.lines.length);
+  const lanes = LANES.map(([key, match]) => ({ key, lines: found.filter(([name]) => match.test(name)) })).filter((lane) => lane.lines.length);
+  if (!panels.length) { replace(place, h("p", { class: "empty" }, t("history.nothing"))); return; }
+  if (!state.drawn) replace(place);
+  const heights = [...panels.map(() => 1), ...lanes.map(() => 0.22)], whole = heights.reduce((sum, height) => sum + height, 0), gap = 0.025;
+  const traces = [], axes = {};
+  let top = 1;
+  [...panels, ...lanes].forEach((part, index) => {
+    const suffix = index ? String(index + 1) : "", height = (heights[index] / whole) * (1 - gap * (heights.length - 1));
+    const domain = [Math.max(0, top - height), top];
+    top -= height + gap;
+    axes[`yaxis${suffix}`] = part.match
+      ? axis({ domain, title: { text: `${t(`panel.${part.key}`)} (${part.unit})`, font: { size: 11 } }, rangemode: part.key === "load" ? "tozero" : "normal" })
+      : axis({ domain, title: { text: t(`lane.${part.key}`), font: { size: 11 } }, range: [-0.5, 0.5], showticklabels: false, showgrid: false, zeroline: false });
+    part.lines.forEach(([name, series], place_) => traces.push(...(part.match ? lines(name, series, part, place_, suffix) : [lane(name, series, part.key, suffix)])));
+  });
+  const bottom = heights.length > 1 ? `y${heights.length}` : "y";
+  const span = found.flatMap(([, series]) => [series.time[0], series.time.at(-1)]);
+  const marks = events.filter((event) => MARKED.test(event.topic) && Date.parse(event.time) / 1000 >= Math.min(...span)).slice(0, 60);
+  await Plotly.react(place, traces, layout({
+    ...axes, height: 180 * panels.length + 50 * lanes.length + 60, uirevision: chosen,
+    xaxis: axis({ type: "date", anchor: bottom, ...(state.window ? { range: state.window.map((second) => new Date(second * 1000)) } : {}) }),
+    shapes: marks.map((event) => ({ type: "line", xref: "x", yref: "paper", x0: event.time, x1: event.time, y0: 0, y1: 1, line: { width: 1, dash: "dot", color: colour(severity(event)) } })),
+    annotations: marks.slice(0, 25).map((event) => ({ x: event.time, y: 1, xref: "x", yref: "paper", text: "▼", hovertext: `${event.topic}: ${describe(event)}`, showarrow: false, yanchor: "bottom", font: { size: 9, color: colour(severity(event)) } })),
+  }), CONFIG);
+  if (!state.drawn) {
+    state.drawn = true;
+    place.on("plotly_relayout", (change) => {
+      if (change["xaxis.range[0]"]) { state.window = [change["xaxis.range[0]"], change["xaxis.range[1]"]].map((text) => Date.parse(text.replace(" ", "T")) / 1000); redraw(); }
+      else if (change["xaxis.autorange"]) { state.window = null; redraw(); }
+    });
+  }
+}
+
+function label(name) {
+  const short = name.replace(/^gpu\.(\d+)\./, "");
+  const gpu = /^gpu\.(\d+)\./.exec(name)?.[1];
+  const text = has(`reading.${short}`) ? t(`reading.${short}`) : short;
+  return gpu === undefined ? text : `GPU ${gpu} ${text}`;
+}
+
+const times = (series) => series.time.map((second) => new Date(second * 1000));
+
+function lines(name, series, panel, place, suffix) {
+  const scale = panel.scale ?? 1, scaled = (values) => values.map((value) => (value === null ? null : value * scale)), line_ = SERIES[place % SERIES.length];
+  const base = { x: times(series), yaxis: `y${suffix}`, xaxis: "x", type: "scatter", mode: "lines", legendgroup: name, connectgaps: false };
+  const found = [];
+  if (series.step_s > 1) {
+    found.push({ ...base, y: scaled(series.max), line: { width: 0 }, showlegend: false, hoverinfo: "skip" });
+    found.push({ ...base, y: scaled(series.min), line: { width: 0 }, fill: "tonexty", fillcolor: `${line_}33`, showlegend: false, hoverinfo: "skip" });
+  }
+  found.push({ ...base, y: scaled(series.mean), name: label(name), line: { width: 1.6, color: line_ }, hovertemplate: `%{y:.4~g} ${panel.unit}` });
+  return found;
+}
+
+function lane(name, series, key, suffix) {
+  const worst = key === "governor" ? 3 : 1;
+  const scale = key === "governor" ? [[0, colour("good")], [0.33, colour("notice")], [0.67, "#d9652b"], [1, colour("bad")]] : [[0, colour("soft")], [1, colour("bad")]];
+  return {
+    type: "heatmap", x: times(series), y: [0], z: [series.max], yaxis: `y${suffix}`, xaxis: "x", zmin: 0, zmax: worst, colorscale: scale, showscale: false, name: label(name),
+    hovertemplate: "%{text}<extra></extra>", text: [series.max.map((value) => (key === "governor" ? t(`level.${LEVELS[Math.round(value)] ?? "NOMINAL"}`) : value ? t("history.throttled") : t("history.not_throttled")))],
+  };
+}

@@ -1,0 +1,71 @@
+// Is it healthy, in one glance and one sentence; the few numbers that matter; the models; what happened last.
+
+import { h, replace, spark, table } from "../dom.js";
+import { health } from "../health.js";
+import { store, subscribe } from "../store.js";
+import { bytes, clock, duration, milliseconds, number, t } from "../text.js";
+import { line } from "./events.js";
+import { state } from "./models.js";
+
+const GPU_TILES = [["temperature", "°C"], ["power", "W"], ["memory.used", "bytes"], ["utilization", "%"]];
+const HOST_TILES = [["host.cpu.load", "%"], ["host.memory.available", "bytes"], ["host.cpu.temperature", "°C"]];
+
+export function render(main) {
+  const verdict = h("section", { class: "panel verdict", role: "status", "aria-live": "polite", id: "verdict" });
+  const tiles = h("section", { class: "grid" }), models = h("section"), events = h("section");
+  main.append(h("h1", { class: "quiet" }, t("nav.overview")), verdict, tiles,
+    h("div", { class: "two" }, h("div", {}, h("h2", {}, t("nav.models")), models), h("div", {}, h("h2", {}, t("overview.recent")), events)));
+  const draw = (what) => {
+    if (!store.snapshot) { replace(verdict, h("p", {}, t("link.connecting"))); return; }
+    if (what !== "event") { drawVerdict(verdict); drawTiles(tiles); drawModels(models); }
+    replace(events, store.events.length ? h("div", { class: "panel" }, store.events.slice(0, 8).map(line)) : h("p", { class: "empty" }, t("events.none_yet")));
+  };
+  draw();
+  return subscribe(draw);
+}
+
+function drawVerdict(place) {
+  if (!store.connected) {
+    place.className = "panel verdict off";
+    replace(place, h("p", {}, t("link.lost_long")));
+    return;
+  }
+  const found = health(store.snapshot);
+  place.className = `panel verdict ${found.severity}`;
+  replace(place, h("div", {}, h("p", {}, h("strong", {}, found.sentence)),
+    found.found.length ? h("ul", {}, found.found.map((item) => h("li", { class: item.severity }, item.text))) : null));
+}
+
+function tile(name, value, unit, more, trail) {
+  return h("div", { class: "panel tile" }, h("div", { class: "name" }, name),
+    h("div", { class: "value" }, value, unit ? h("span", { class: "unit" }, ` ${unit}`) : null), h("div", { class: "more" }, more ?? ""), spark(trail ?? []));
+}
+
+function drawTiles(place) {
+  const { status, readings = {}, gpus = [], models } = store.snapshot;
+  const found = [
+    tile(t("tile.rate"), number(status.requests_per_s), t("unit.per_second"), t("tile.uptime", { uptime: duration(status.uptime_s) }), store.trail.get("requests_per_s")),
+    tile(t("tile.p99"), ...milliseconds(Math.max(0, ...models.map((model) => model.p99_us ?? 0))).split(" "), t("tile.p99_more"), store.trail.get("p99_us")),
+  ];
+  for (const gpu of gpus) for (const [what, unit] of GPU_TILES) {
+    const name = `gpu.${gpu.index}.${what}`;
+    if (typeof readings[name] === "number") found.push(reading(name, `${t(`reading.${what}`)} · ${gpu.name}`, unit, readings[name]));
+  }
+  for (const [name, unit] of HOST_TILES) if (typeof readings[name] === "number") found.push(reading(name, t(`reading.${name}`), unit, readings[name]));
+  replace(place, found);
+}
+
+function reading(name, title, unit, value) {
+  const [shown, shownUnit] = unit === "bytes" ? bytes(value).split(" ") : [number(value), unit];
+  return tile(title, shown, shownUnit, "", store.trail.get(name));
+}
+
+function drawModels(place) {
+  const rows = store.snapshot.models.map((model) => ({
+    cells: [h("a", { href: `#models/${encodeURIComponent(model.name)}` }, model.name), model.version, state(model), number(store.rates.get(`${model.name}:${model.version}`) ?? 0), milliseconds(model.p99_us)],
+    key: model.name,
+  }));
+  replace(place, h("div", { class: "panel" }, table(
+    [{ title: t("models.name"), text: true }, { title: t("models.version") }, { title: t("models.state"), text: true }, { title: t("models.rate") }, { title: "p99" }],
+    rows, t("models.none"))));
+}

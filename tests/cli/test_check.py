@@ -1,0 +1,79 @@
+"""What a monitor is told, from status documents as the appliance writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from appliance.cli.check import Limits, judge
+from appliance.cli.main import app
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    model = {"name": "digits", "version": "1", "detail": "READY", "reason": "", "p99_us": 1500}
+    status = {"draining": False, "ready": True, "requests_per_s": 12.5, "line": "1 model ready, 12 req/s"}
+    return {
+        "status": status | changes.pop("status", {}),
+        "models": [model | changes.pop("model", {})],
+    } | changes
+
+
+def test_all_is_well_in_one_line_with_performance_data() -> None:
+    verdict = judge(document(readings={"gpu.0.temperature": 61.0, "gpu.0.power": None}), Limits())
+    assert (verdict.severity, verdict.text) == ("OK", "1 model ready, 12 req/s")
+    assert verdict.performance == "requests_per_s=12.5;;;0 'digits:1_p99'=1.5ms;;;0 'gpu.0.temperature'=61"
+
+
+@pytest.mark.parametrize(
+    ("changes", "severity", "words"),
+    [
+        (
+            {"model": {"detail": "FAILED", "reason": "no such operator"}},
+            "CRITICAL",
+            "digits version 1 does not serve: no such operator",
+        ),
+        ({"status": {"ready": False}}, "CRITICAL", "a model that should answer does not"),
+        ({"status": {"ready": False, "draining": True}}, "WARNING", "shutting down"),
+        ({"governor": {"level": "WARM", "reason": "GPU 0 at 80 °C"}}, "WARNING", "WARM: GPU 0 at 80 °C"),
+        ({"governor": {"level": "CRITICAL", "reason": "GPU 0 at 95 °C"}}, "CRITICAL", "95 °C"),
+        ({"governor": {"level": "NOMINAL", "reason": ""}}, "OK", "1 model ready"),
+        (
+            {"findings": [{"severity": "warning", "text": "reboot pending | driver"}]},
+            "WARNING",
+            "reboot pending / driver",
+        ),
+        ({"findings": [{"severity": "error", "text": "GPU 0 is lost"}]}, "CRITICAL", "GPU 0 is lost"),
+    ],
+)
+def test_the_worst_thing_decides(changes: dict[str, Any], severity: str, words: str) -> None:
+    verdict = judge(document(**changes), Limits())
+    assert verdict.severity == severity
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("limits", "severity"),
+    [
+        (Limits(1.0, 2.0), "WARNING"),
+        (Limits(1.0, 1.4), "CRITICAL"),
+        (Limits(2.0, 3.0), "OK"),
+        (Limits(0, 1), "CRITICAL"),
+    ],
+)
+def test_a_slow_model_is_held_against_the_limits(limits: Limits, severity: str) -> None:
+    assert judge(document(), limits).severity == severity
+
+
+def test_worse_things_come_first_in_the_text() -> None:
+    verdict = judge(
+        document(model={"detail": "FAILED", "reason": "x"}, findings=[{"severity": "warning", "text": "y"}]), Limits()
+    )
+    assert verdict.text.index("does not serve") < verdict.text.index("y")
+
+
+def test_nobody_answering_is_critical() -> None:
+    done = CliRunner().invoke(app, ["check", "--url", "http://127.0.0.1:9"])
+    assert done.exit_code == 2
+    assert done.stdout.startswith("APPLIANCE CRITICAL: no appliance answers")

@@ -1,0 +1,132 @@
+"""Each check on a box made ill in that one way, and on a healthy one."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from appliance.cli import doctor
+from appliance.cli.doctor import Check, Finding, Patient
+from appliance.cli.main import app
+from appliance.config import Config, EnginesConfig, HttpConfig, RepositoryConfig
+
+STATUS = {"status": {"ready": True, "line": "1 model ready", "version": "0.1.0"}, "models": []}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    models = tmp_path / "models"
+    (models / "m" / "1").mkdir(parents=True)
+    (models / "m" / "1" / "model.onnx").write_bytes(b"x")
+    return Config(
+        repository=RepositoryConfig(path=str(models)),
+        engines=EnginesConfig(path=str(tmp_path / "engines")),
+        http=HttpConfig(port=0),
+    )
+
+
+def patient(config: Config, **more: Any) -> Patient:
+    return Patient(config, None, **{"status": None, **more})
+
+
+def one(check: Check, looked_at: Patient) -> Finding:
+    (found,) = check(looked_at)
+    return found
+
+
+def test_a_healthy_folder_is_good_and_one_that_all_may_change_is_not(config: Config) -> None:
+    assert one(doctor._permissions, patient(config)).grade == "good"
+    file = Path(config.repository.path) / "m" / "1" / "model.onnx"
+    file.chmod(0o666)
+    found = one(doctor._permissions, patient(config))
+    assert (found.grade, "everybody" in found.text) == ("warning", True)
+    gone = Config(repository=RepositoryConfig(path="/nowhere"))
+    assert one(doctor._permissions, patient(gone)).grade == "error"
+
+
+def test_a_failed_model_and_a_finding_of_the_sensors_are_named(config: Config) -> None:
+    status = {
+        "status": {"ready": False, "line": "0 models ready", "version": "0.1.0"},
+        "models": [{"name": "m", "version": "1", "detail": "FAILED", "reason": "no such operator"}],
+        "findings": [{"severity": "error", "text": "GPU 0 is lost", "fix": "reboot"}],
+    }
+    found = list(doctor._running(patient(config, status=status)))
+    assert [finding.grade for finding in found] == ["error", "error", "error"]
+    assert "no such operator" in found[1].text
+    assert found[2].fix == "reboot"
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_a_port_that_somebody_else_has_is_an_error_and_ours_is_not(config: Config, listener: int) -> None:
+    ill = Config(http=HttpConfig(port=listener))
+    assert one(doctor._ports, patient(ill)).grade == "error"
+    assert one(doctor._ports, patient(ill, status=STATUS)).grade == "good"
+    open_house = Config(http=HttpConfig(host="0.0.0.0", port=listener))
+    assert [finding.grade for finding in doctor._ports(patient(open_house, status=STATUS))] == ["good", "warning"]
+
+
+def test_telemetry_records_are_found(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert one(doctor._telemetry, patient(config)).grade == "good"
+    (tmp_path / ".cache" / "Microsoft" / "DeveloperTools" / ".onnxruntime").mkdir(parents=True)
+    assert one(doctor._telemetry, patient(config)).grade == "warning"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    assert one(doctor._telemetry, patient(config)).grade == "error"
+
+
+def test_a_damaged_engine_is_found(config: Config) -> None:
+    assert one(doctor._engines, patient(config)).grade == "note"
+    (Path(config.engines.path) / "m" / "abc").mkdir(parents=True)
+    found = one(doctor._engines, patient(config))
+    assert (found.grade, found.text[:1]) == ("warning", "1")
+
+
+def test_both_packages_at_once_are_an_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert one(doctor._packages, patient(config)).grade == "good"
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0")
+    assert one(doctor._packages, patient(config)).grade == "error"
+    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    assert one(doctor._packages, patient(config)).grade == "error"
+
+
+def test_the_processor_can_be_used_and_the_clock_is_looked_at(config: Config) -> None:
+    assert {finding.text: finding.grade for finding in doctor._providers(patient(config))}["cpu loads"] == "good"
+    assert one(doctor._clock, patient(config)).check == "clock"
+
+
+def test_a_check_that_breaks_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_patient: Patient) -> Iterator[Finding]:
+        raise RuntimeError("no such file")
+        yield
+
+    def whole(_patient: Patient) -> Iterator[Finding]:
+        yield Finding("whole", "error", "must be mended", "mend it")
+
+    monkeypatch.setattr(doctor, "CHECKS", (broken, whole))
+    done = CliRunner().invoke(app, ["doctor", "--url", "http://127.0.0.1:9", "--json"])
+    found = {entry["check"]: entry for entry in json.loads(done.stdout)}
+    assert "RuntimeError: no such file" in found["broken"]["text"]
+    assert found["whole"]["fix"] == "mend it"
+    assert done.exit_code == 1
+
+
+def test_a_bad_configuration_is_the_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[http]\nprot = 1\n")
+    monkeypatch.setenv("APPLIANCE_CONFIG", str(file))
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 1
+    assert "did you mean 'port'" in done.stdout.replace("\n", " ")

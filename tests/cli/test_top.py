@@ -1,0 +1,73 @@
+"""What `top` draws from status documents, and what it prints where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from appliance.cli.top import Screen, sparkline
+
+
+def document(success: int, **more: Any) -> dict[str, Any]:
+    model = {
+        "name": "digits", "version": "1", "detail": "READY", "reason": "", "engine": "", "provider": "CPUExecutionProvider",
+        "success": success, "fail": 2, "pending": 3, "p50_us": 900, "p95_us": 1500, "p99_us": 2250,
+    }  # fmt: skip
+    return {"status": {"version": "0.1.0", "line": "1 model ready, 50 req/s"}, "models": [model]} | more
+
+
+def drawn(screen: Screen) -> str:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    console.print(screen.draw())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_models_rate_is_what_came_between_two_looks() -> None:
+    screen = Screen()
+    screen.take(document(100), 10.0)
+    screen.take(document(150), 12.0)
+    text = drawn(screen)
+    row = next(line for line in text.splitlines() if line.strip().startswith("digits"))
+    assert row.split()[:9] == ["digits", "1", "READY", "CPUExecutionProvider", "25", "0.90", "1.50", "2.25", "3"]
+
+
+def test_gpus_host_governor_and_findings_are_drawn_where_there_are_any() -> None:
+    screen = Screen()
+    screen.take(
+        document(
+            0,
+            gpus=[{"index": 0, "name": "Orin", "state": "LOST", "action": "reboot"}],
+            readings={"gpu.0.temperature": 91.0, "gpu.0.power": None, "host.cpu.load": 12.0},
+            governor={"level": "HOT", "reason": "GPU 0 at 91 °C"},
+            findings=[{"severity": "warning", "text": "reboot pending"}],
+        ),
+        1.0,
+    )
+    text = drawn(screen)
+    for words in ("HOT GPU 0 at 91 °C", "Orin LOST: reboot", "CPU 12 %", "! reboot pending"):
+        assert words in text
+    assert "–" in text, "a reading that is missing is shown as missing"
+
+
+def test_without_a_gpu_there_is_no_gpu_table() -> None:
+    screen = Screen()
+    screen.take(document(0), 1.0)
+    assert "TEMP" not in drawn(screen)
+
+
+def test_a_lost_connection_keeps_what_was_seen() -> None:
+    screen = Screen()
+    screen.lost("no appliance answers")
+    assert "no appliance answers" in drawn(screen)
+    screen.take(document(0), 1.0)
+    screen.lost("no appliance answers")
+    assert "digits" in drawn(screen)
+    assert "no answer: no appliance answers" in drawn(screen)
+
+
+def test_sparklines_go_from_the_lowest_to_the_highest() -> None:
+    assert sparkline([0, 7, 14]) == "▁▅█"
+    assert sparkline([5, 5]) == "▁▁"
+    assert sparkline([]) == ""
