@@ -17,6 +17,7 @@ import msgspec
 from appliance.building.orders import BuildError, Job, Line, Order, Progress, Result
 
 STDERR_BYTES = 16_384
+STOP_GRACE_S = 3.0
 LINE_BYTES = 64 << 20
 """A report with a large confusion matrix is one line."""
 
@@ -46,15 +47,25 @@ async def run(
         raise BuildError(f"it took longer than its budget of {time_budget_s:g} s: see [build] time_budget_s") from None
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+            await asyncio.shield(_end(process))
         words = await errors
     if result is None:
         raise BuildError(f"the build process {_ended(process.returncode)}{': ' + words if words else ''}")
     if result.error:
         raise BuildError(result.error)
     return result
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask it to stop, so that it leaves nothing half made; end it and all it started after a grace."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_GRACE_S):
+            await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 async def _converse(

@@ -24,7 +24,7 @@ from appliance.building.orders import (
     Target,
     wanted_engine,
 )
-from appliance.building.store import EngineStore
+from appliance.building.store import EngineStore, StoreError
 from appliance.config import Config, EnginesConfig
 from appliance.core.errors import ApplianceError, unavailable
 from appliance.core.manifest import ModelManifest
@@ -157,6 +157,17 @@ class ModelCompiler:
         if result.outcome.verified != "passed":
             raise unavailable(_failed(result.outcome.reason))
         return self._artifact(result.outcome, verified=True)
+
+    async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
+        """Remove it from the store, and look at the GPU anew: a driver or a card may have changed under us."""
+        fields = {"model": folder.name, "engine": artifact.label, "key": artifact.key, "reason": reason}
+        log.warning("engine.discarded", extra={"fields": fields})
+        self._devices.clear()
+        self._in_use.discard(artifact.key)
+        try:
+            await asyncio.to_thread(EngineStore(self._path).drop, folder.name, artifact.key)
+        except StoreError as error:
+            log.error("engine.not_discarded", extra={"fields": fields | {"error": str(error)}})
 
 
 def target(path: Path, folder: ModelFolder, version: VersionFolder, engine: str, device: DeviceFacts) -> Target:

@@ -53,3 +53,6 @@ class Compiler(Protocol):
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
         """Hold it against the reference; the artifact as verified. UNAVAILABLE says by how much it missed what."""
+
+    async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
+        """Keep it no longer: it does not load here any more. Never raises; `make` builds it anew."""

@@ -24,7 +24,7 @@ from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
-from appliance.workers.link import Instance
+from appliance.workers.link import Instance, LoadRefusedError
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class ModelVersion:
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: asyncio.Task[Instance] | None = None
         self._unwanted = False
+        self.engine_refused = False
 
     @property
     def generation(self) -> str:
@@ -86,6 +87,14 @@ class ModelVersion:
     def wanted(self) -> str:
         """What is to be made of it, in a word or two; empty if it serves as it is."""
         return self._compiler.wanted(self._model, self._folder) if self._compiler is not None else ""
+
+    @property
+    def gave_out(self) -> bool:
+        """Its engine failed in loading or serving, not on somebody's wish: the model may go on without that engine.
+
+        `engine_refused`: the file does not load here any more, so it is to be made anew.
+        """
+        return self.state is ModelState.FAILED and self.artifact is not None and not self._unwanted
 
     @property
     def answering(self) -> bool:
@@ -140,6 +149,7 @@ class ModelVersion:
             for number in range(self.manifest.worker.instances):
                 opened.append(await self._open(number))  # noqa: PERF401  a comprehension would lose those opened before an error
         except ApplianceError as error:
+            self.engine_refused = isinstance(error, LoadRefusedError)
             self._abandon(opened, error)
             return
         self._to(ModelState.WARMING)
@@ -235,6 +245,7 @@ class ModelVersion:
             try:
                 instance = await self._open(number)
             except ApplianceError as error:
+                self.engine_refused = isinstance(error, LoadRefusedError)
                 next_s = self._budget.next_delay(time.monotonic())
                 if next_s is None:
                     self._quarantine(error.message)
