@@ -41,6 +41,7 @@ def main() -> None:
 
     def say(phase: str, percent: float) -> None:
         nonlocal last
+        stop.check()
         last = max(last, round(percent, 1))
         lines.write(msgspec.json.encode(Progress(phase, last)) + b"\n")
 

@@ -15,6 +15,10 @@ from collections.abc import Callable
 import msgspec
 
 from appliance.building.orders import BuildError, Job, Line, Order, Progress, Result
+from appliance.building.scope import Scopes
+
+SCOPES = Scopes()
+"""One answer for this process: what systemd allows does not change while it runs."""
 
 STDERR_BYTES = 16_384
 STOP_GRACE_S = 3.0
@@ -27,6 +31,7 @@ async def run(
 ) -> Result:
     """Do one job; its result. BuildError if it failed, was killed, or ran over its budget; cancelled with the task."""
     process = await asyncio.create_subprocess_exec(
+        *await SCOPES.command(memory_limit_mb),
         sys.executable,
         "-m",
         "appliance.building.job",

@@ -27,7 +27,11 @@ class Stop:
 
     def _ask(self, _signal: int, _frame: FrameType | None) -> None:
         self.asked = True
-        if not self._polled:
+        self.check()
+
+    def check(self) -> None:
+        """SystemExit if it was asked: again, since a library's callback may have swallowed the first one. Not while polled."""
+        if self.asked and not self._polled:
             raise SystemExit(STOPPED)
 
     @contextlib.contextmanager

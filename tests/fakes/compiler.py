@@ -1,4 +1,4 @@
-"""A compiler that makes engines of a wish: what it keeps, what it makes and what it was told to discard, for tests of the lifecycle."""
+"""A compiler that makes engines of a wish: what it keeps, what it makes, what it was told to discard."""
 
 from __future__ import annotations
 
