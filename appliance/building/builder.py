@@ -221,7 +221,9 @@ def _monitor(on_percent: Callable[[float], None], stop: Stop) -> Any:
             return not stop.asked
 
         def phase_finish(self, phase_name: str) -> None:
-            on_percent(phases.finish(phase_name))
+            # a build that is stopped closes its phases, too
+            if not stop.asked:
+                on_percent(phases.finish(phase_name))
 
     return Monitor()
 

@@ -15,9 +15,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from appliance.building import jobs, keys
+from appliance.building.builder import PlanBuilder
 from appliance.building.orders import BuildError, BuildOrder, DeviceFacts, Outcome, Target
+from appliance.building.pinned import PinnedFile
+from appliance.building.stopping import Stop
 from appliance.building.store import SIDECAR, EngineStore
+from appliance.config import EnginesConfig
 from appliance.core.manifest import BatchingManifest, BuildManifest, ModelManifest, OnnxRuntimeManifest, ShapeRange
+from appliance.core.request import ModelName
+from appliance.lifecycle.compilation import ModelCompiler
+from appliance.lifecycle.compiler import BuildProgress
+from appliance.lifecycle.repository import Repository
 from tests.building import graphs
 from tools.benchmark.networks import resnet18
 
@@ -243,3 +251,74 @@ def test_a_minor_driver_update_and_the_time_budget_keep_the_key(digits: Target) 
     before = keys.engine_key(digits)
     assert keys.engine_key(msgspec.structs.replace(digits, **_device(driver="13.2"))) == before
     assert keys.engine_key(_with(digits, build=BuildManifest(time_budget_s=5))) == before
+
+
+def test_a_build_that_is_asked_to_stop_stops_at_the_next_step(digits: Target) -> None:
+    stop, seen = Stop(), list[float]()
+
+    def ask(percent: float) -> None:
+        seen.append(percent)
+        stop.asked = percent > 10
+
+    builder = PlanBuilder(digits, ask, stop)
+    with pytest.raises(SystemExit):
+        builder.build(Path(digits.source))
+    assert seen[-1] < 60
+    assert any("cancel" in line.lower() for line in builder.log)
+
+
+class FakeConfig:
+    """As much of a builder's configuration as a timing cache needs; the library takes caches that begin with its name."""
+
+    def __init__(self) -> None:
+        self.cache: bytes | None = None
+
+    def create_timing_cache(self, data: bytes) -> bytes:
+        return data
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache and not cache.startswith(b"ours"):
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> FakeConfig:
+        return self
+
+    def serialize(self) -> bytes:
+        return (self.cache or b"ours") + b"+"
+
+
+def test_timings_of_earlier_builds_are_used_and_those_that_do_not_fit_set_aside(digits: Target) -> None:
+    target = msgspec.structs.replace(digits, engine="tensorrt")
+    file = PinnedFile(EngineStore(Path(target.store)), "timings")
+    file.path.parent.mkdir()
+    caches = []
+    for _ in range(2):
+        builder, config = PlanBuilder(target, lambda _percent: None, Stop(), file), FakeConfig()
+        builder._use_timings(config)
+        builder._keep_timings(config)
+        caches.append(config.cache)
+    assert caches == [b"", b"ours+"]
+    file.write(b"theirs")
+    builder, config = PlanBuilder(target, lambda _percent: None, Stop(), file), FakeConfig()
+    builder._use_timings(config)
+    assert config.cache == b""
+    assert "set aside" in builder.log[-1]
+    assert file.path.with_name("timings.bad").exists()
+
+
+async def test_the_appliances_compiler_says_how_far_a_plan_is(digits: Target) -> None:
+    manifest = Path(digits.folder, "model.toml")
+    manifest.write_text('engine = "tensorrt_rtx"\ndevice = "cuda"\n')
+    folder = Repository(Path(digits.folder).parent).read(ModelName("m"))
+    assert folder is not None
+    compiler = ModelCompiler(Path(digits.store), EnginesConfig())
+    compiler._devices[0] = ADA
+    progress: list[BuildProgress] = []
+    artifact = await compiler.make(folder, folder.versions[1], progress.append)
+    assert (artifact.engine, artifact.label, artifact.verified) == ("tensorrt_rtx", "tensorrt_rtx", False)
+    assert len({round(step.percent) for step in progress if step.phase == "building"}) > 20
+    await compiler.discard(folder, artifact, "it does not load")
+    assert not Path(artifact.model_file).exists()

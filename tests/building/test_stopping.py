@@ -27,10 +27,15 @@ def test_it_ends_at_once(stop: Stop) -> None:
 
 def test_what_looks_for_it_ends_by_itself_first(stop: Stop) -> None:
     steps = []
-    with pytest.raises(SystemExit), stop.polled():
-        signal.raise_signal(signal.SIGTERM)
-        stop.check()
-        steps.append(stop.asked)
+
+    def work() -> None:
+        with stop.polled():
+            signal.raise_signal(signal.SIGTERM)
+            stop.check()
+            steps.append(stop.asked)
+
+    with pytest.raises(SystemExit):
+        work()
     assert steps == [True]
 
 
