@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import time
@@ -15,12 +16,23 @@ from typing import Any
 import msgspec
 
 from appliance.building import precision, report
+from appliance.building.builder import PlanBuilder
 from appliance.building.durable import write_durably
-from appliance.building.inspect import InspectError, Inspection, inspect
-from appliance.building.keys import calibration_folder, engine_key, gate_digest, outcome_of
+from appliance.building.inspect import InspectError, Inspection, Value, inspect
+from appliance.building.keys import calibration_folder, engine_key, gate_digest, golden_digest, outcome_of, shared_key
 from appliance.building.orders import CONVERTED, BuildError, DeviceFacts, Outcome, Target
 from appliance.building.pictures import SampleError, SampleSource
-from appliance.building.store import REPORT_JSON, REPORT_PAGE, EngineStore, StoreError, key_digest, new_sidecar
+from appliance.building.pinned import PinnedFile
+from appliance.building.stopping import Stop
+from appliance.building.store import (
+    REPORT_JSON,
+    REPORT_PAGE,
+    EngineStore,
+    Sidecar,
+    StoreError,
+    key_digest,
+    new_sidecar,
+)
 from appliance.building.verification import Report, VerificationError, VerifyOrder, verify
 from appliance.core.errors import ApplianceError
 from appliance.core.tensor import TensorSpec, datatype_of
@@ -30,11 +42,28 @@ OnPercent = Callable[[str, float], None]
 """Told the phase, and how much of the whole is done, in percent."""
 
 MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+LOG_LINES_KEPT = 40
+PLAN_BEGINS, PLAN_ENDS = 25.0, 98.0
+"""Percent of the whole: a conversion comes before, keeping after."""
+
 LOG_FILE = "build.log"
 
 
-def build(target: Target, on_percent: OnPercent, *, force: bool = False) -> Outcome:
-    """Make the engine and keep it, or find it kept. BuildError says why it cannot be made; nothing half is left."""
+class Made(msgspec.Struct, frozen=True):
+    """What lies in the staging folder: the file that the engine loads, its inputs and outputs, and what the log says."""
+
+    model_file: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    log: tuple[str, ...]
+
+
+def build(target: Target, on_percent: OnPercent, *, force: bool = False, stop: Stop | None = None) -> Outcome:
+    """Make the engine and keep it, or find it kept. BuildError says why it cannot be made; nothing half is left.
+
+    SystemExit if `stop` was asked meanwhile.
+    """
     store = EngineStore(Path(target.store))
     try:
         found = inspect(Path(target.source))
@@ -45,9 +74,9 @@ def build(target: Target, on_percent: OnPercent, *, force: bool = False) -> Outc
             if entry is not None:
                 return outcome_of(entry, target, built=False)
             begun = time.monotonic()
-            model_file = _make(target, found, staging, on_percent)
+            made = _make(target, found, staging, on_percent, stop or Stop())
             seconds = round(time.monotonic() - begun, 3)
-            sidecar = new_sidecar(key, target.engine, target.label, model_file, seconds)
+            sidecar = _sidecar(target, key, made, seconds)
             on_percent("keeping", 99.0)
             return outcome_of(store.commit(staging, target.model, digest, sidecar), target, built=True)
     except (StoreError, precision.PrecisionError, SampleError) as error:
@@ -58,8 +87,19 @@ def build(target: Target, on_percent: OnPercent, *, force: bool = False) -> Outc
         raise BuildError(f"{error.strerror or type(error).__name__}") from error
 
 
-def _make(target: Target, found: Inspection, staging: Path, on_percent: OnPercent) -> str:
-    """Build into the folder; the name of the file that the engine loads."""
+def _sidecar(target: Target, key: dict[str, str], made: Made, seconds: float) -> Sidecar:
+    return msgspec.structs.replace(
+        new_sidecar(key, target.engine, target.label, made.model_file, seconds),
+        inputs=made.inputs,
+        outputs=made.outputs,
+        golden=golden_digest(target),
+        driver=target.device.driver,
+        log=made.log[-LOG_LINES_KEPT:],
+    )
+
+
+def _make(target: Target, found: Inspection, staging: Path, on_percent: OnPercent, stop: Stop) -> Made:
+    """Build into the folder."""
     log = [f"{target.model} version {target.version}: {target.label}"]
     source, manifest = Path(target.source), target.manifest
     if manifest.precision == "bf16" and target.engine == "onnxruntime":
@@ -85,20 +125,49 @@ def _make(target: Target, found: Inspection, staging: Path, on_percent: OnPercen
     if target.engine == "onnxruntime":
         if not converted:
             raise BuildError("ONNX Runtime runs this model as it is: there is nothing to build")
-        (staging / LOG_FILE).write_text("\n".join(log) + "\n")
-        return MODEL_FILE
-    return _make_plan(target, found, source, staging, log, on_percent)
+        _write_log(staging, log)
+        inputs, outputs = (_table(values) for values in (found.inputs, found.outputs))
+        return Made(MODEL_FILE, inputs, outputs, tuple(log))
+    return _make_plan(target, source, staging, log, on_percent, stop)
 
 
-def _make_plan(
-    target: Target, found: Inspection, source: Path, staging: Path, log: list[str], on_percent: OnPercent
-) -> str:
-    raise BuildError(f"this release builds no engines for {target.engine}")
+def _make_plan(target: Target, source: Path, staging: Path, log: list[str], on_percent: OnPercent, stop: Stop) -> Made:
+    """The plan of a model, or of the graph it was converted to, which is not kept."""
+    begin = PLAN_BEGINS if source.parent == staging else 0.0
+    share = (PLAN_ENDS - begin) / 100
+    cache = PinnedFile(EngineStore(Path(target.store)), f"timings-{key_digest(shared_key(target))}.cache")
+    builder = PlanBuilder(target, lambda percent: on_percent("building", begin + percent * share), stop, cache)
+    begun = time.monotonic()
+    try:
+        plan = builder.build(source)
+    finally:
+        _write_log(staging, [*log, *builder.log])
+    (staging / PLAN_FILE).write_bytes(plan.data)
+    log = [*log, *plan.log, f"plan: {len(plan.data)} bytes in {time.monotonic() - begun:.2f} s"]
+    _write_log(staging, log)
+    if source.parent == staging:
+        source.unlink()
+    return Made(PLAN_FILE, plan.inputs, plan.outputs, tuple(log))
 
 
-def probe(_device: int) -> DeviceFacts:
-    """What GPU there is. BuildError if none can be used."""
-    raise BuildError("no NVIDIA driver answers on this box")
+def _write_log(staging: Path, log: list[str]) -> None:
+    (staging / LOG_FILE).write_text("\n".join(log) + "\n")
+
+
+def _table(values: tuple[Value, ...]) -> dict[str, str]:
+    return {value.name: f"{value.datatype} [{', '.join(map(str, value.shape))}]" for value in values}
+
+
+def probe(device: int) -> DeviceFacts:
+    """What GPU there is, asked of CUDA in this process. BuildError if none can be used."""
+    try:
+        cuda = importlib.import_module("appliance.engines.cuda")
+        facts = cuda.facts(device)
+    except ImportError as error:
+        raise BuildError(f"no NVIDIA driver can be asked: {error}; see the extra `gpu`") from error
+    except EngineError as error:
+        raise BuildError(f"no NVIDIA GPU can be used: {error}") from error
+    return msgspec.convert(facts, DeviceFacts, from_attributes=True)
 
 
 def input_specs(found: Inspection) -> tuple[TensorSpec, ...]:

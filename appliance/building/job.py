@@ -19,6 +19,7 @@ import msgspec
 
 from appliance.building import compilation
 from appliance.building.orders import BuildError, BuildOrder, Job, Order, ProbeOrder, Progress, Result
+from appliance.building.stopping import Stop
 
 PR_SET_PDEATHSIG = 1
 NICENESS = 10
@@ -27,6 +28,8 @@ MIB = 1 << 20
 
 def main() -> None:
     """Run one job."""
+    stop = Stop()
+    stop.listen()
     _become_background()
     lines = os.fdopen(os.dup(1), "wb", 0)
     # libraries print; on our standard output that would be a broken line
@@ -38,11 +41,12 @@ def main() -> None:
 
     def say(phase: str, percent: float) -> None:
         nonlocal last
+        stop.check()
         last = max(last, round(percent, 1))
         lines.write(msgspec.json.encode(Progress(phase, last)) + b"\n")
 
     try:
-        result = _do(job.order, say)
+        result = _do(job.order, say, stop)
     except BuildError as error:
         result = Result(str(error))
     except MemoryError:
@@ -50,9 +54,9 @@ def main() -> None:
     lines.write(msgspec.json.encode(result) + b"\n")
 
 
-def _do(order: Order, say: compilation.OnPercent) -> Result:
+def _do(order: Order, say: compilation.OnPercent, stop: Stop) -> Result:
     if isinstance(order, BuildOrder):
-        return Result(outcome=compilation.build(order.target, say, force=order.force))
+        return Result(outcome=compilation.build(order.target, say, force=order.force, stop=stop))
     if isinstance(order, ProbeOrder):
         return Result(device=compilation.probe(order.device))
     if not order.digest:

@@ -15,8 +15,13 @@ from collections.abc import Callable
 import msgspec
 
 from appliance.building.orders import BuildError, Job, Line, Order, Progress, Result
+from appliance.building.scope import Scopes
+
+SCOPES = Scopes()
+"""One answer for this process: what systemd allows does not change while it runs."""
 
 STDERR_BYTES = 16_384
+STOP_GRACE_S = 3.0
 LINE_BYTES = 64 << 20
 """A report with a large confusion matrix is one line."""
 
@@ -26,6 +31,7 @@ async def run(
 ) -> Result:
     """Do one job; its result. BuildError if it failed, was killed, or ran over its budget; cancelled with the task."""
     process = await asyncio.create_subprocess_exec(
+        *await SCOPES.command(memory_limit_mb),
         sys.executable,
         "-m",
         "appliance.building.job",
@@ -46,15 +52,25 @@ async def run(
         raise BuildError(f"it took longer than its budget of {time_budget_s:g} s: see [build] time_budget_s") from None
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+            await asyncio.shield(_end(process))
         words = await errors
     if result is None:
         raise BuildError(f"the build process {_ended(process.returncode)}{': ' + words if words else ''}")
     if result.error:
         raise BuildError(result.error)
     return result
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask it to stop, so that it leaves nothing half made; end it and all it started after a grace."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_GRACE_S):
+            await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 async def _converse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import msgspec
 
+from appliance.building.builder import RECIPE
 from appliance.building.orders import BuildError, Outcome, Target
 from appliance.building.store import EngineStore, Entry, StoreError, file_digest, key_digest
+
+log = logging.getLogger(__name__)
 
 
 def engine_key(target: Target) -> dict[str, str]:
@@ -34,11 +38,31 @@ def engine_key(target: Target) -> dict[str, str]:
         )
         key["preprocessing"] = _encode(manifest.preprocessing)
     if target.engine != "onnxruntime":
-        key["library"] = library_version(target.engine)
-        key["device"] = _encode(target.device)
+        key |= shared_key(target)
         key["batch"] = str(manifest.batching.max_batch_size)
         key["build"] = _encode(msgspec.structs.replace(build, calibration="", time_budget_s=1))
+        key["tf32"] = str(manifest.onnxruntime.tf32)
     return key
+
+
+def shared_key(target: Target) -> dict[str, str]:
+    """What every plan of this box depends on, and its timings: the library, the platform, the GPU, and how we build.
+
+    Of the driver only the major version counts (tactics are timed on the GPU model; `outcome_of` warns of other changes).
+    """
+    device = target.device
+    return {
+        "engine": target.engine,
+        "library": library_version(target.engine),
+        "cuda": library_version("cuda"),
+        "machine": platform.machine(),
+        "compute capability": device.compute_capability,
+        "gpu": device.name,
+        "multiprocessors": str(device.multiprocessors),
+        "gpu memory": str(device.memory_bytes),
+        "driver": device.driver.partition(".")[0],
+        "recipe": RECIPE,
+    }
 
 
 def gate_digest(target: Target) -> str:
@@ -63,6 +87,7 @@ def library_version(name: str) -> str:
         "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
         "tensorrt": ("tensorrt", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"),
         "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings"),
+        "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12", "cuda-bindings"),
     }
     for package in names.get(name, (name,)):
         try:
@@ -70,6 +95,13 @@ def library_version(name: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return ""
+
+
+def golden_digest(target: Target) -> str:
+    """A digest of the golden files' bytes; "" if there are none. OSError if one cannot be read."""
+    files = sorted(Path(target.folder, "golden").glob("*.npz"))
+    parts = [f"{file.name} {file_digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
 
 
 def _encode(value: Any) -> str:
@@ -115,6 +147,9 @@ def find(target: Target) -> Outcome | None:
 def outcome_of(entry: Entry, target: Target, *, built: bool) -> Outcome:
     """A kept entry, and what the gate as it is now knows of it."""
     sidecar = entry.sidecar
+    if not built and sidecar.driver != target.device.driver:
+        fields = {"model": target.model, "built_with": sidecar.driver, "now": target.device.driver}
+        log.warning("engine.other_driver", extra={"fields": fields})
     current = sidecar.verified_by == gate_digest(target)
     return Outcome(
         entry.digest,

@@ -23,7 +23,7 @@ import msgspec
 
 from appliance.building.durable import sync_file, sync_folder, write_durably
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key: raised when what is kept here changes its meaning, so that old entries are not found."""
 
 SIDECAR = "engine.json"
@@ -42,7 +42,8 @@ class Sidecar(msgspec.Struct, frozen=True):
     """What is known of an entry. `files` are SHA-256 digests; `key` the parts it is found by.
 
     `verified`: "" not yet, "passed", or "failed"; `verified_by` is the digest of the settings and inputs that said so, `reason`
-    the first failure, `summary` a line on what was found. `mac` seals all of it.
+    the first failure, `summary` a line on what was found. `inputs` and `outputs` by name ("FP32 [-1, 3, 224, 224]"); `golden` is
+    a digest of the golden files it was made beside; `driver` was the GPU's; `log` is the end of the build's log. `mac` seals all.
     """
 
     key: dict[str, str]
@@ -56,6 +57,11 @@ class Sidecar(msgspec.Struct, frozen=True):
     verified_by: str = ""
     reason: str = ""
     summary: str = ""
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    golden: str = ""
+    driver: str = ""
+    log: tuple[str, ...] = ()
     mac: str = ""
 
 
@@ -183,8 +189,11 @@ class EngineStore:
 
     def _sealed(self, sidecar: Sidecar) -> Sidecar:
         blank = msgspec.structs.replace(sidecar, mac="")
-        document = msgspec.json.encode(blank, order="sorted")
-        return msgspec.structs.replace(blank, mac=hmac.new(self._device_key(), document, hashlib.sha256).hexdigest())
+        return msgspec.structs.replace(blank, mac=self.seal(msgspec.json.encode(blank, order="sorted")))
+
+    def seal(self, document: bytes) -> str:
+        """HMAC-SHA-256 by this device's key, in hexadecimal. StoreError if the key cannot be had."""
+        return hmac.new(self._device_key(), document, hashlib.sha256).hexdigest()
 
     def find(self, model: str, digest: str) -> Entry | None:
         """The entry, if it is whole, sealed by this device, and unaltered; else None."""
@@ -223,6 +232,21 @@ class EngineStore:
             return None
         except OSError as error:
             raise StoreError(f"the report cannot be read: {error.strerror}") from error
+
+    def drop(self, model: str, digest: str) -> None:
+        """Forget an entry that turned out not to load; it is built anew when it is wanted. StoreError if it cannot be removed."""
+        try:
+            folder = self.path / model / digest
+            with self._locked(folder.with_name(f".{digest}.lock")):
+                if folder.exists():
+                    aside = folder.with_name(f"{STAGING}{digest}-dropped-{os.getpid()}")
+                    folder.rename(aside)
+                    sync_folder(folder.parent)
+                    shutil.rmtree(aside, ignore_errors=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"the engine cannot be removed: {error.strerror}") from error
 
     def used(self, entry: Entry) -> None:
         """Note that it was loaded now, for `prune`."""

@@ -165,6 +165,17 @@ class ModelCompiler:
         except StoreError as error:
             raise unavailable(str(error)) from error
 
+    async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
+        """Remove it from the store, and look at the GPU anew: a driver or a card may have changed under us."""
+        fields = {"model": folder.name, "engine": artifact.label, "key": artifact.key, "reason": reason}
+        log.warning("engine.discarded", extra={"fields": fields})
+        self._devices.clear()
+        self._in_use.discard(artifact.key)
+        try:
+            await asyncio.to_thread(EngineStore(self._path).drop, folder.name, artifact.key)
+        except StoreError as error:
+            log.error("engine.not_discarded", extra={"fields": fields | {"error": str(error)}})
+
 
 def target(path: Path, folder: ModelFolder, version: VersionFolder, engine: str, device: DeviceFacts) -> Target:
     """What a build process needs to know of that version."""

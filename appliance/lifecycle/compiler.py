@@ -56,3 +56,6 @@ class Compiler(Protocol):
 
     async def report(self, folder: ModelFolder, artifact: Artifact) -> bytes | None:
         """What the verification of this engine found, as JSON; None if none is kept."""
+
+    async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
+        """Keep it no longer: it does not load here any more. Never raises; `make` builds it anew."""

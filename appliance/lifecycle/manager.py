@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable
 from typing import Any
 
 from appliance.config import RepositoryConfig, WorkersConfig
@@ -35,6 +35,7 @@ class Model:
         self.generations: dict[str, ModelVersion] = {}
         self.candidates: dict[int, ModelVersion] = {}
         self.builds: set[asyncio.Task[None]] = set()
+        self.remake: set[int] = set()
         self.turn = 0
         self.aspired: frozenset[str] = frozenset()
         self.ready: dict[Version, ModelVersion] = {}
@@ -135,7 +136,8 @@ class Manager:
         if model.turn != turn:
             return False
         if folder is not None:
-            self._build_wanted(model, folder, artifacts)
+            kept = {number for number in artifacts if number not in model.remake}
+            self._build_wanted(model, folder, kept)
         return True
 
     async def _find(self, folder: ModelFolder) -> dict[int, Artifact]:
@@ -151,14 +153,15 @@ class Manager:
                 found[number] = artifact
         return found
 
-    def _build_wanted(self, model: Model, folder: ModelFolder, artifacts: dict[int, Artifact]) -> None:
+    def _build_wanted(self, model: Model, folder: ModelFolder, kept: Collection[int]) -> None:
         """Begin to build what is wanted and not kept."""
         if self._compiler is None or folder.problem:
             return
         for number in aspired_versions(folder.versions, folder.manifest.versions):
-            if number in artifacts or not self._compiler.wanted(folder, folder.versions[number]):
+            if number in kept or not self._compiler.wanted(folder, folder.versions[number]):
                 continue
             candidate = self._generation(model, folder, number, None)
+            model.remake.discard(number)
             model.candidates[number] = candidate
             task = asyncio.create_task(self._build(model, candidate), name=f"build-{model.name}")
             model.builds.add(task)
@@ -180,6 +183,7 @@ class Manager:
             async with self._loads:
                 await candidate.start()
             if candidate.state is not ModelState.READY:
+                await self._discard(model, candidate)
                 model.refresh()
                 return
             model.candidates.pop(candidate.number, None)
@@ -188,10 +192,57 @@ class Manager:
             model.refresh()
         await self._reconcile(model)
 
+    async def _discard(self, model: Model, failed: ModelVersion) -> None:
+        """Have an engine made anew, next time it is wanted, that does not load here any more."""
+        if failed.gave_out and failed.engine_refused and failed.artifact is not None and model.folder is not None:
+            assert self._compiler is not None
+            await self._compiler.discard(model.folder, failed.artifact, failed.reason)
+
+    async def _go_without(self, model: Model) -> None:
+        """In the place of an engine that gave out, aspire to the model as it is, where its device and fallback allow that.
+
+        The failed one is shown beside it as what could not be, until the engine is made anew.
+        """
+        folder = model.folder
+        for key, failed in list(model.generations.items()):
+            if key not in model.aspired or not failed.gave_out or folder is None:
+                continue
+            version = folder.versions.get(failed.number)
+            if version is None or version.fingerprint != failed.fingerprint:
+                continue
+            fields = {"model": model.name, "version": failed.version, "reason": failed.reason}
+            log.warning("engine.gave_out", extra={"fields": fields})
+            self._events.publish("engine.gave_out", **fields)
+            if failed.engine_refused:
+                await self._discard(model, failed)
+                model.remake.add(failed.number)
+            plain = self._generation(model, folder, failed.number, None)
+            del model.generations[key]
+            model.generations[plain.generation] = plain
+            model.candidates[failed.number] = failed
+            model.aspired = model.aspired - {key} | {plain.generation}
+            model.refresh()
+
+    async def _recover(self, model: Model) -> None:
+        """An engine gave out while it served: go on without it, and make it anew if it does not load any more."""
+        turn = model.turn
+        await self._reconcile(model)
+        if model.turn == turn and model.folder is not None and model.remake:
+            self._build_wanted(model, model.folder, set(model.folder.versions) - model.remake)
+
+    def _changed(self, model: Model) -> None:
+        """A generation changed its state."""
+        model.refresh()
+        if not model.lock.locked() and any(
+            key in model.aspired and generation.gave_out for key, generation in model.generations.items()
+        ):
+            self._own(self._recover(model), f"recover-{model.name}")
+
     def _end_builds(self, model: Model) -> None:
         for task in list(model.builds):
             task.cancel()
         model.candidates.clear()
+        model.remake.clear()
 
     def _generation(self, model: Model, folder: ModelFolder, number: int, artifact: Artifact | None) -> ModelVersion:
         return ModelVersion(
@@ -200,7 +251,7 @@ class Manager:
             supervisor=self._supervisor,
             events=self._events,
             workers=self._workers,
-            on_change=model.refresh,
+            on_change=lambda: self._changed(model),
             compiler=self._compiler,
             artifact=artifact,
         )
@@ -230,6 +281,7 @@ class Manager:
         """Take the policy's steps until facts and aspirations agree."""
         async with model.lock:
             while True:
+                await self._go_without(model)
                 action = next_action(
                     [
                         GenerationSnapshot(key, generation.state, key in model.aspired)

@@ -26,7 +26,7 @@ from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
-from appliance.workers.link import Instance
+from appliance.workers.link import Instance, LoadRefusedError
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class ModelVersion:
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: asyncio.Task[Instance] | None = None
         self._unwanted = False
+        self.engine_refused = False
 
     @property
     def generation(self) -> str:
@@ -93,6 +94,14 @@ class ModelVersion:
     def provider(self) -> str:
         """What really runs it; empty before it was loaded."""
         return self._traits.provider if self._traits is not None else ""
+
+    @property
+    def gave_out(self) -> bool:
+        """Its engine failed in loading or serving, not on somebody's wish: the model may go on without that engine.
+
+        `engine_refused`: the file does not load here any more, so it is to be made anew.
+        """
+        return self.state is ModelState.FAILED and self.artifact is not None and not self._unwanted
 
     @property
     def answering(self) -> bool:
@@ -147,6 +156,7 @@ class ModelVersion:
             for number in range(self.manifest.worker.instances):
                 opened.append(await self._open(number))  # noqa: PERF401  a comprehension would lose those opened before an error
         except ApplianceError as error:
+            self.engine_refused = isinstance(error, LoadRefusedError)
             self._abandon(opened, error)
             return
         self._to(ModelState.WARMING)
@@ -242,6 +252,7 @@ class ModelVersion:
             try:
                 instance = await self._open(number)
             except ApplianceError as error:
+                self.engine_refused = isinstance(error, LoadRefusedError)
                 next_s = self._budget.next_delay(time.monotonic())
                 if next_s is None:
                     self._quarantine(error.message)

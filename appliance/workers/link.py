@@ -140,6 +140,10 @@ def _write(view: memoryview, base: int, places: Sequence[Place], requests: Seque
             start += len(data)
 
 
+class LoadRefusedError(ApplianceError):
+    """The engine itself would not load the file: not a lost worker, not a timeout."""
+
+
 class WorkerLink:
     """One worker process as the front sees it."""
 
@@ -196,7 +200,7 @@ class WorkerLink:
             self.loading = False
             self._answers.pop(handle, None)
         if isinstance(reply, Refused):
-            raise ApplianceError(ErrorCode.UNAVAILABLE, reply.message)
+            raise LoadRefusedError(ErrorCode.UNAVAILABLE, reply.message)
         return reply
 
     def poll_until(self, deadline: float) -> None:

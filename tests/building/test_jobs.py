@@ -226,7 +226,7 @@ async def test_a_build_that_needs_more_memory_than_it_may_have_fails_alone(targe
 
 
 async def test_a_box_without_a_gpu_says_so() -> None:
-    with pytest.raises(BuildError, match=r"no NVIDIA driver|not installed|cuda"):
+    with pytest.raises(BuildError, match="no NVIDIA"):
         await jobs.run(ProbeOrder(7), lambda _phase, _percent: None, time_budget_s=BUDGET_S)
 
 

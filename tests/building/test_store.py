@@ -202,45 +202,89 @@ def test_of_two_builders_one_builds_and_the_other_finds(tmp_path: Path) -> None:
     assert sorted(results) == ["built", "found"]
 
 
-STEPS = ("os.fsync", "os.rename", "os.replace", "os.mkdir")
+DYING_BUILDER = """
+    import os, sys
+    from pathlib import Path
+    left = int(sys.argv[2])
+    def dying(call):
+        def wrapped(*args, **kwargs):
+            global left
+            if left == 0:
+                os._exit(1)
+            left -= 1
+            return call(*args, **kwargs)
+        return wrapped
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    from appliance.building.store import EngineStore, key_digest, new_sidecar
+    key = {"model": "m", "precision": "int8", "file model.onnx": "abc"}
+    digest = key_digest(key)
+    store = EngineStore(Path(sys.argv[1]))
+    with store.building("m", digest) as staging:
+        (staging / "model.onnx").write_bytes(b"newer")
+        store.commit(staging, "m", digest, new_sidecar(key, "onnxruntime", "int8", "model.onnx", 1.0))
+"""
 
 
-@pytest.mark.parametrize("step", range(14))
-def test_a_power_cut_at_any_step_leaves_the_old_entry_or_the_new_one_or_none(tmp_path: Path, step: int) -> None:
-    """The process dies before its n-th call that changes the disk; what is found afterwards is whole."""
-    EngineStore(tmp_path)._device_key()
-    if step % 2:
-        _keep(EngineStore(tmp_path))
-    code = """
-        import os, sys
-        from pathlib import Path
-        left = int(sys.argv[2])
-        def dying(call):
-            def wrapped(*args, **kwargs):
-                global left
-                if left == 0:
-                    os._exit(1)
-                left -= 1
-                return call(*args, **kwargs)
-            return wrapped
-        for name in ("fsync", "rename", "replace", "mkdir"):
-            setattr(os, name, dying(getattr(os, name)))
-        from appliance.building.store import EngineStore, key_digest, new_sidecar
-        key = {"model": "m", "precision": "int8", "file model.onnx": "abc"}
-        digest = key_digest(key)
-        store = EngineStore(Path(sys.argv[1]))
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_power_cut_at_any_step_leaves_the_old_entry_or_the_new_one_or_none(tmp_path: Path, replacing: bool) -> None:
+    """The process dies before its n-th call that changes the disk, for every n until it lives; what is found is whole."""
+    code, found_data = textwrap.dedent(DYING_BUILDER), []
+    for step in range(60):
+        path = tmp_path / str(step)
+        store = EngineStore(path)
+        store._device_key()
+        if replacing:
+            _keep(store)
+        died = subprocess.run([sys.executable, "-c", code, str(path), str(step)], timeout=60, check=False).returncode
+        assert died in (0, 1)
+        found = store.find("m", DIGEST)
+        found_data.append(found.model_file.read_bytes() if found is not None else b"")
+        assert _keep(store, data=b"after").model_file.read_bytes() == b"after"
+        assert [entry.digest for entry in store.entries()] == [DIGEST]
+        assert not list((path / "m").glob(".staging*"))
+        if not died:
+            break
+    else:
+        raise AssertionError("it never lived to the end")
+    assert step > 6
+    assert found_data[-1] == b"newer"
+    assert set(found_data) <= {b"engine" if replacing else b"", b"", b"newer"}
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    from pathlib import Path
+    from appliance.building.store import EngineStore, StoreError, key_digest, new_sidecar
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    digest = key_digest({"model": "m"})
+    store = EngineStore(Path(sys.argv[1]))
+    try:
         with store.building("m", digest) as staging:
-            (staging / "model.onnx").write_bytes(b"newer")
-            store.commit(staging, "m", digest, new_sidecar(key, "onnxruntime", "int8", "model.onnx", 1.0))
-    """
+            (staging / "model.plan").write_bytes(bytes(1_000_000))
+            store.commit(staging, "m", digest, new_sidecar({"model": "m"}, "tensorrt", "", "model.plan", 1.0))
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    """By the kernel's own refusal: a file size limit answers a write as a full disk does."""
+    code = textwrap.dedent(FULL_DISK)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(step)], timeout=60, check=False
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.returncode in (0, 1)
+    assert "the engines' folder cannot be written: File too large" in done.stdout
+    left = {file.name for file in tmp_path.rglob("*") if file.is_file() and not file.name.endswith(".lock")}
+    assert left <= {KEY_FILE}
+
+
+def test_a_dropped_engine_is_not_found_and_dropping_twice_is_nothing(tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
-    found = store.find("m", DIGEST)
-    if found is not None:
-        assert found.model_file.read_bytes() in (b"engine", b"newer")
-    assert _keep(store, data=b"after").model_file.read_bytes() == b"after"
-    assert [entry.digest for entry in store.entries()] == [DIGEST]
+    entry = _keep(store)
+    store.drop("m", entry.digest)
+    store.drop("m", entry.digest)
+    store.drop("nobody", entry.digest)
+    assert store.find("m", entry.digest) is None
     assert not list((tmp_path / "m").glob(".staging*"))

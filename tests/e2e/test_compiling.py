@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from appliance.cli.connection import Appliance
@@ -157,7 +158,9 @@ def test_an_unload_ends_a_build_that_is_under_way(house: House) -> None:
     _int8(house)
     house.start()
     Appliance(house.http).post("/v2/repository/models/digits/unload")
-    names = [" ".join(child.cmdline()) for child in house.children()]
+    # one that was ended and waits to be collected has no command line any more
+    alive = [child for child in house.children() if child.status() != psutil.STATUS_ZOMBIE]
+    names = [" ".join(child.cmdline()) for child in alive]
     assert not [name for name in names if "appliance.building.job" in name]
     assert _reason(house)[0] == "UNAVAILABLE"
 
@@ -233,3 +236,25 @@ def test_pruning_removes_what_is_not_wanted(house: House) -> None:
     code, removed, _ = _command(house, "engines", "prune", *where)
     assert (code, len(removed)) == (0, 1)
     assert not list(Path(house.models, ".engines", "digits").glob("[0-9a-f]*"))
+
+
+def test_a_wish_for_tensorrt_on_a_box_without_a_gpu_serves_on_the_cpu_and_says_why(house: House) -> None:
+    house.digits()
+    manifest = house.models / "digits" / "model.toml"
+    wish = 'engine = "tensorrt"\ndevice = "cuda"\nfallback = "cpu"\n'
+    kept = [line for line in manifest.read_text().splitlines() if not line.startswith(("engine", "device", "fallback"))]
+    manifest.write_text(wish + "\n".join(kept))
+    house.start()
+    house.wait_for("model.state", model="digits", state="FAILED")
+    with Asking(house, clients=1) as asking:
+        pass
+    assert asking.wrong == []
+    state, reason = _reason(house)
+    assert state == "READY"
+    assert "tensorrt: FAILED no NVIDIA" in reason
+    where = ("--repository", str(house.models), "--json")
+    code, document, _ = _command(house, "compile", "digits", "--engine", "tensorrt_rtx", *where)
+    assert code == 1
+    assert "digits: no NVIDIA" in document["error"]["message"]
+    assert _reason(house)[0] == "READY"
+    assert house.stop() == 0

@@ -96,7 +96,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "path",
         [
-            *("/", "/v1", "/v2/nope", "/v2/models", "/v2/models/", "/v2/models//infer", "/v2/models/echo/"),
+            *("/v1", "/v2/nope", "/v2/models", "/v2/models/", "/v2/models//infer", "/v2/models/echo/"),
             *("/v2/models/echo/versions/x", "/v2/models/a/b/c", "/v2/health", "/v2/trace/setting", "/v2/logging"),
             *("/v2/models/echo/infer\n", "/metrics/", "/v2/../etc/passwd", "//v2"),
         ],

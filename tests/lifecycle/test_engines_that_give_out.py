@@ -1,0 +1,141 @@
+"""A kept engine that does not load here any more, or whose worker dies, never ends in a dead line: the model serves as it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from appliance.config import RepositoryConfig, WorkersConfig
+from appliance.core.request import ModelName, Version
+from appliance.core.states import ModelState
+from appliance.lifecycle.compiler import Artifact
+from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.repository import Repository
+from appliance.observability.events import Event, EventBus
+from appliance.workers.supervisor import Supervisor
+from tests.fakes.compiler import FakeCompiler
+
+ECHO = ModelName("echo")
+GOOD = Artifact("loopback", "", "good", "better", verified=True)
+STALE = Artifact("onnxruntime", "/nowhere/model.plan", "stale", "better", verified=True)
+"""An engine whose file the library does not take."""
+
+
+class Box:
+    """A manager with one loopback model, and what it published."""
+
+    def __init__(self, folder: Path, compiler: FakeCompiler) -> None:
+        (folder / "echo" / "1").mkdir(parents=True)
+        (folder / "echo" / "model.toml").write_text('engine = "loopback"\n[parameters]\nshape = "4"\n')
+        self.events = EventBus()
+        self.supervisor = Supervisor(max_arena_bytes=1 << 24, on_worker_lost=lambda _link, _reason: None)
+        self.compiler = compiler
+        self.manager = Manager(
+            Repository(folder),
+            self.supervisor,
+            self.events,
+            config=RepositoryConfig(path=str(folder)),
+            workers=WorkersConfig(crash_limit=1),
+            drain_timeout_s=5,
+            compiler=compiler,
+        )
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Until it is so after some event."""
+        changed = asyncio.Event()
+
+        def heard(_event: Event) -> None:
+            changed.set()
+
+        end = self.events.subscribe(heard)
+        try:
+            async with asyncio.timeout(30):
+                while not true():
+                    await changed.wait()
+                    changed.clear()
+                    # what follows from the event is done by tasks
+                    await asyncio.sleep(0)
+        finally:
+            end()
+
+    @property
+    def serving(self) -> str:
+        """The engine that answers: its label, "as it is", or nothing."""
+        model = self.manager.models.get(ECHO)
+        if model is None or model.newest is None:
+            return ""
+        artifact = model.newest.artifact
+        return artifact.key if artifact is not None else "as it is"
+
+    @property
+    def reason(self) -> str:
+        return self.manager.index(ready_only=False)[0].reason
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Callable[[FakeCompiler], Box]]:
+    boxes: list[Box] = []
+
+    def made(compiler: FakeCompiler) -> Box:
+        boxes.append(Box(tmp_path, compiler))
+        boxes[-1].supervisor.start()
+        boxes[-1].supervisor.watch()
+        return boxes[-1]
+
+    yield made
+    for box in boxes:
+        await box.manager.close(1)
+        box.supervisor.close()
+
+
+async def test_an_engine_that_does_not_load_any_more_is_discarded_and_made_anew_while_the_model_serves(
+    make: Callable[[FakeCompiler], Box],
+) -> None:
+    box = make(FakeCompiler(STALE, made=GOOD))
+    await box.manager.load(ECHO)
+    assert box.serving == "as it is"
+    assert [key for key, _ in box.compiler.discarded] == ["stale"]
+    await box.until(lambda: "BUILDING" in box.reason)
+    box.compiler.release.set()
+    await box.until(lambda: box.serving == "good")
+    assert box.compiler.builds == 1
+
+
+async def test_where_it_cannot_be_made_anew_the_model_goes_on_as_it_is_and_says_why(
+    make: Callable[[FakeCompiler], Box],
+) -> None:
+    box = make(FakeCompiler(STALE, made="there is no GPU"))
+    box.compiler.release.set()
+    await box.manager.load(ECHO)
+    await box.until(lambda: "FAILED" in box.reason)
+    assert box.serving == "as it is"
+    assert box.reason == "better: FAILED there is no GPU"
+
+
+async def test_an_engine_whose_worker_keeps_dying_is_replaced_by_the_model_as_it_is(
+    make: Callable[[FakeCompiler], Box],
+) -> None:
+    box = make(FakeCompiler(GOOD))
+    await box.manager.load(ECHO)
+    assert box.serving == "good"
+    generation = box.manager.resolve(ECHO, Version("1"))
+    generation._quarantine("SIGSEGV")
+    await box.until(lambda: box.serving == "as it is")
+    # its file is good: it is kept, shown with its reason, and not built in a circle
+    assert "better: FAILED quarantined" in box.reason
+    assert (box.compiler.discarded, box.compiler.builds) == ([], 0)
+    assert [entry.state for entry in box.manager.index(ready_only=False)] == ["READY"]
+
+
+async def test_an_engine_that_was_built_and_does_not_load_is_discarded_and_nothing_changes(
+    make: Callable[[FakeCompiler], Box],
+) -> None:
+    box = make(FakeCompiler(None, made=STALE))
+    await box.manager.load(ECHO)
+    box.compiler.release.set()
+    await box.until(lambda: "FAILED" in box.reason and bool(box.compiler.discarded))
+    assert box.serving == "as it is"
+    assert box.manager.models[ECHO].generations[next(iter(box.manager.models[ECHO].aspired))].state is ModelState.READY
