@@ -146,7 +146,15 @@ class TensorRtEngine:
                 if tensor.on_host
             }
             host_tensors = [(name, int(array.__array_interface__["data"][0])) for name, array in values.items()]
-            execution = executions.prepare(shapes, host_tensors)
+            try:
+                execution = executions.prepare(shapes, host_tensors)
+            except DeviceFaultError:
+                raise
+            except EngineError:
+                if not values:
+                    raise
+                # the largest values of shape tensors need not fit the largest shapes: room is made when a batch needs it
+                continue
             everything = (*zip(self._plan.inputs, shapes, strict=True), *self._output_shapes(execution))
             for tensor, shape in everything:
                 name = tensor.spec.name
@@ -271,6 +279,10 @@ class TensorRtEngine:
         sizes = {known.spec.name: len(tensor.view) for known, tensor in pairs if not known.on_host}
         for known, shape in self._output_shapes(execution):
             if known.spec.name not in self._allocators and not known.on_host:
+                if min(shape, default=0) < 0:
+                    raise EngineError(
+                        f"the size of output {known.spec.name!r} depends on data and on shape tensors at once"
+                    )
                 sizes[known.spec.name] = nbytes(known.spec.datatype, shape)
         moved = self._reserve(sizes)
         self._bind_inputs(binding, [tensor for known, tensor in pairs if not known.on_host])

@@ -235,6 +235,18 @@ def test_values_of_a_shape_tensor_are_read_anew_for_every_run(load: Load) -> Non
     assert engine.run(batch) is not None
 
 
+def test_largest_values_that_do_not_fit_the_largest_shapes_make_room_when_it_is_needed(load: Load, stub: Stub) -> None:
+    profile = {"data": [[1, 4], [2, 4], [4, 4]], "shape.values": [[1, 1], [4, 2], [9, 9]]}
+    engine = load(**(RESHAPE | {"profiles": [profile]}))
+    before = stub.count("device_bytes")
+    for rows in (1, 2, 4, 1):
+        source, shape = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4), np.array([4, rows], np.int32)
+        outputs = engine.run(EngineBatch(None, 1, (place("data", source), place("shape", shape)), None))
+        assert outputs is not None
+        np.testing.assert_array_equal(np.frombuffer(outputs[0].data, np.float32), source.reshape(-1))
+    assert stub.count("device_bytes") - before == 2 * 4 * 4 * 4, "one buffer each for the largest input and output"
+
+
 def test_an_output_of_another_shape_than_declared_is_a_mismatch(load: Load) -> None:
     tensors = [tensor("data", (-1, 4)), tensor("result", (-1, 1), "output")]
     engine = load(op="row_sums", tensors=tensors)
@@ -288,6 +300,14 @@ def test_a_plan_that_does_not_load_shows_every_line_of_the_library(stub: Stub, t
     with pytest.raises(EngineError, match=r"INFO: Loaded engine size.*ERROR: IRuntime.*magicTag.*built anew"):
         registry.load(raw_options(file))
     assert stub.leaked() == {}
+
+
+def test_a_plan_that_does_not_load_on_a_lost_device_is_the_device_s_fault(stub: Stub, tmp_path: Path) -> None:
+    file = tmp_path / "old.plan"
+    file.write_bytes(b"made by another version")
+    stub.fail("cuStreamSynchronize=700")
+    with pytest.raises(DeviceFaultError, match="ILLEGAL_ADDRESS"):
+        registry.load(raw_options(file))
 
 
 @pytest.mark.parametrize("data", [None, b""])
@@ -348,6 +368,35 @@ def test_no_memory_at_a_run_is_that_run_s_error_and_the_next_succeeds(load: Load
     assert not isinstance(caught.value, DeviceFaultError)
     for _ in range(4):
         slot.check(engine, 2)
+
+
+def test_a_batch_that_failed_is_not_given_back_while_the_device_may_still_write_to_it(load: Load, stub: Stub) -> None:
+    engine = load(**AFFINE)
+    slot = Slot(2)
+    slot.check(engine, 2)
+    waited = stub.count("synchronizations")
+    stub.fail("cuMemcpyDtoHAsync_v2=2@1")
+    with pytest.raises(EngineError):
+        engine.run(slot.batch)
+    assert stub.count("synchronizations") == waited + 1
+
+
+def test_what_was_half_recorded_is_forgotten(stub: Stub) -> None:
+    device = cuda.Device(0)
+    device.open()
+    address, host = device.allocate(64), device.allocate_pinned(64)
+
+    def enqueue() -> None:
+        device.upload(address, host.address, 64)
+        raise EngineError("half way")
+
+    with pytest.raises(EngineError, match="half way"):
+        device.capture(enqueue)
+    assert stub.count("graphs") == 0
+    device.upload(address, host.address, 64)
+    device.synchronize()
+    device.close()
+    assert stub.leaked() == {}
 
 
 def test_no_memory_for_an_output_of_unknown_size_is_that_run_s_error(load: Load, stub: Stub) -> None:
