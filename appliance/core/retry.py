@@ -23,6 +23,11 @@ class RestartBudget:
         self._maximum_s = backoff_max_s
         self._deaths: deque[float] = deque()
 
+    @property
+    def pause_s(self) -> float:
+        """Seconds to wait before a restart that somebody else is to blame for, and that counts as no death here."""
+        return self._initial_s
+
     def next_delay(self, now: float) -> float | None:
         """Count a death at `now`: seconds to wait before the restart, or None when the budget is spent."""
         while self._deaths and self._deaths[0] <= now - self.window_s:

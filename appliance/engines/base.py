@@ -97,6 +97,9 @@ class Engine(Protocol):
 
     traits: EngineTraits
 
+    def attach_memory(self, address: int, size: int) -> None:
+        """The memory that batches will mostly lie in, instead of any named before; mapped until the next such call or `close`."""
+
     def run(self, batch: EngineBatch) -> Sequence[EngineOutput] | None:
         """Run one batch. None: everything was written to `batch.outputs`. EngineError: this batch is refused."""
 

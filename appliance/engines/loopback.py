@@ -2,9 +2,9 @@
 
 The model has one input `data` and one output `data`; with `commands = "true"` in the manifest's parameters also an input
 `command`, BYTES of one element per row. Commands, executed row by row before the echo: `delay MS`, `fail`, `crash` (SIGSEGV),
-`exit`, `hang`, `allocate BYTES` (kept until the worker ends), `grow N` (the row count of the output is multiplied: a
-data-dependent shape), and nothing for an empty string. Manifest parameters: `datatype` (FP32), `shape` of one row as numbers
-separated by commas (-1 for any), `delay_ms` per batch, `batched` ("true").
+`exit`, `hang`, `fault` (the device is lost), `allocate BYTES` (kept until the worker ends), `grow N` (the row count of the output
+is multiplied: a data-dependent shape), and nothing for an empty string. Manifest parameters: `datatype` (FP32), `shape` of one
+row as numbers separated by commas (-1 for any), `delay_ms` per batch, `batched` ("true").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from appliance.core.tensor import DATATYPES, DataType, TensorSpec
-from appliance.engines.base import EngineBatch, EngineError, EngineOptions, EngineOutput, EngineTraits
+from appliance.engines.base import DeviceFaultError, EngineBatch, EngineError, EngineOptions, EngineOutput, EngineTraits
 
 KNOWN_PARAMETERS = frozenset({"datatype", "shape", "commands", "delay_ms", "batched", "load"})
 
@@ -58,6 +58,9 @@ class LoopbackEngine:
         self._allocated: list[bytearray] = []
         self._growth = 1
 
+    def attach_memory(self, address: int, size: int) -> None:
+        """Nothing is to be prepared."""
+
     def run(self, batch: EngineBatch) -> Sequence[EngineOutput] | None:
         """Obey, then echo."""
         self._growth = 1
@@ -81,6 +84,8 @@ class LoopbackEngine:
             time.sleep(float(argument) / 1000)
         elif word == "fail":
             raise EngineError("loopback was told to fail")
+        elif word == "fault":
+            raise DeviceFaultError("loopback was told that its device is lost")
         elif word == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif word == "exit":
@@ -100,9 +105,11 @@ class LoopbackEngine:
 
 
 def _misbehave_at_load(how: str) -> None:
-    """What the manifest's `load` parameter asks for: a model that cannot be loaded, in four ways."""
+    """What the manifest's `load` parameter asks for: a model that cannot be loaded, in five ways."""
     if how == "fail":
         raise EngineError("loopback was told to fail at load")
+    if how == "fault":
+        raise DeviceFaultError("loopback was told at load that its device is lost")
     if how == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if how == "exit":

@@ -144,6 +144,10 @@ class OnnxRuntimeEngine:
         self._bindings: OrderedDict[Hashable, Any] = OrderedDict()
         self._kept: list[Any] = []
 
+    def attach_memory(self, address: int, size: int) -> None:
+        """What was bound lies in memory that may be gone."""
+        self._bindings.clear()
+
     def run(self, batch: EngineBatch) -> Sequence[EngineOutput] | None:
         """Run one batch where it lies; strings go through numpy objects, since the library binds no string memory."""
         try:

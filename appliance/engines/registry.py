@@ -15,7 +15,13 @@ def load(options: EngineOptions) -> Engine:
         from appliance.engines.loopback import LoopbackEngine
 
         return LoopbackEngine(options)
-    raise EngineError(f"unknown engine {options.engine!r}; this build has onnxruntime and loopback")
+    if options.engine in ("tensorrt", "tensorrt_rtx"):
+        from appliance.engines.tensorrt import TensorRtEngine
+
+        return TensorRtEngine(options)
+    raise EngineError(
+        f"unknown engine {options.engine!r}; this build has onnxruntime, tensorrt, tensorrt_rtx and loopback"
+    )
 
 
 def preload() -> None:

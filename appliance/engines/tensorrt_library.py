@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 else:
     trt: Any = None
 
+__all__ = ["Messages", "trt", "use"]
+
 MODULES = {
     "tensorrt": (("tensorrt",), ("tensorrt_bindings",)),
     "tensorrt_rtx": (("tensorrt_rtx",), ("tensorrt_rtx_libs", "tensorrt_rtx_bindings")),

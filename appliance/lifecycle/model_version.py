@@ -234,12 +234,23 @@ class ModelVersion:
 
     def _instance_lost(self, instance: Instance, reason: str) -> None:
         """A worker is gone: replace it after a pause, or quarantine the version when that happens too often."""
-        fields = {"model": self.name, "version": self.version, "pid": instance.link.pid, "reason": reason}
+        culprit = instance.link.faulted
+        fields = {
+            "model": self.name,
+            "version": self.version,
+            "pid": instance.link.pid,
+            "reason": reason,
+            "device_fault": culprit is not None,
+        }
         log.error("worker.lost", extra={"fields": fields})
         self._events.publish("worker.lost", **fields)
         if self.state is not ModelState.READY:
             return
-        delay_s = self._budget.next_delay(time.monotonic())
+        if culprit is not None and culprit != instance.handle:
+            # another model of this shared worker met the fault: this one comes back without a mark against it
+            delay_s: float | None = self._budget.pause_s
+        else:
+            delay_s = self._budget.next_delay(time.monotonic())
         if delay_s is None:
             self._quarantine(reason)
             return

@@ -25,6 +25,7 @@ from appliance.workers.messages import (
     MAX_MESSAGE_BYTES,
     Done,
     Failed,
+    Faulted,
     FromWorker,
     Loaded,
     Refused,
@@ -145,13 +146,14 @@ class LoadRefusedError(ApplianceError):
 
 
 class WorkerLink:
-    """One worker process as the front sees it."""
+    """One worker process as the front sees it. `faulted`: the handle whose work showed that the device is lost, if it was so."""
 
     def __init__(self, worker: int, channel: socket.socket, *, on_lost: Callable[[WorkerLink, str], None]) -> None:
         self.worker = worker
         self.pid = 0
         self.pidfd = -1
         self.lost = False
+        self.faulted: int | None = None
         self.loading = False
         self.instances: dict[int, Instance] = {}
         self._channel = channel
@@ -253,6 +255,11 @@ class WorkerLink:
                     instance.owner.batch_failed(instance, message.batch, message.message)
                     instance.finish(message.batch, time.monotonic())
                     instance.owner.slot_freed(instance)
+            elif isinstance(message, Faulted):
+                # it exits at once; its requests do not wait until a driver has torn down what it held
+                self.faulted = message.handle
+                self._exit_reason = self._exit_reason or message.reason
+                self._lose()
             elif isinstance(message, Loaded | Refused | Warmed):
                 waiting = self._answers.get(message.handle)
                 if waiting is not None and not waiting.done():

@@ -18,16 +18,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from appliance.core.assembly import Place, SlotLayout, align
 from appliance.core.tensor import DataType
 from appliance.engines import registry
-from appliance.engines.base import Engine, EngineBatch, EngineError, EngineOutput, EngineTensor, OutputMismatchError
+from appliance.engines.base import (
+    DeviceFaultError,
+    Engine,
+    EngineBatch,
+    EngineError,
+    EngineOutput,
+    EngineTensor,
+    OutputMismatchError,
+)
 from appliance.workers import arena
 from appliance.workers.messages import (
     MAX_MESSAGE_BYTES,
     Attach,
     Done,
     Failed,
+    Faulted,
     FromWorker,
     Load,
     Loaded,
@@ -78,15 +89,24 @@ class LoadedModel:
         self.layout: SlotLayout | None = None
         self.static_outputs = True
         self.max_output_bytes = 0
+        self._generation = 0
         self._batches: dict[tuple[int, int], EngineBatch] = {}
 
     def attach(self, message: Attach, descriptor: int) -> None:
         """Map the arena."""
-        self.memory = arena.Mapping(descriptor, name="arena")
+        memory = arena.Mapping(descriptor, name="arena")
+        # before the old mapping goes: the engine may have it pinned
+        self.engine.attach_memory(memory.address, memory.nbytes)
+        self.memory = memory
         self.layout = message.layout
         self.static_outputs = message.layout.static_outputs
         self.max_output_bytes = message.max_output_bytes
+        self._forget_batches()
+
+    def _forget_batches(self) -> None:
+        """Places or shapes have changed, so that an engine must not take a new batch for one that it has seen."""
         self._batches.clear()
+        self._generation += 1
 
     def _tensors(
         self, layout: SlotLayout, places: Sequence[Place], memory: arena.Mapping, base: int, *, outputs: bool
@@ -114,7 +134,7 @@ class LoadedModel:
             Place(offset, size * (rows if layout.batched else 1), layout.shape(spec, rows))
             for spec, offset, size in zip(layout.inputs, layout.input_offsets, layout.input_row_bytes, strict=True)
         ]
-        batch = self._make(slot, rows, places, None, key=(slot, rows))
+        batch = self._make(slot, rows, places, None, key=(self._generation, slot, rows))
         self._batches[slot, rows] = batch
         return batch
 
@@ -125,7 +145,7 @@ class LoadedModel:
         places: Sequence[Place],
         spilled: arena.Mapping | None,
         *,
-        key: tuple[int, int] | None,
+        key: tuple[int, int, int] | None,
     ) -> EngineBatch:
         assert self.layout is not None
         assert self.memory is not None
@@ -150,7 +170,7 @@ class LoadedModel:
     def forget_static_outputs(self) -> None:
         """The model's declared output shapes are untrue: from now on outputs are allocated by the engine."""
         self.static_outputs = False
-        self._batches.clear()
+        self._forget_batches()
 
     def place_outputs(self, slot: int, outputs: Sequence[EngineOutput]) -> tuple[tuple[Place, ...], int | None]:
         """Copy outputs that the engine allocated into the slot, or into memory of their own; its descriptor, if so."""
@@ -197,7 +217,7 @@ class Worker:
         self._last_answer = time.perf_counter()
 
     def serve(self) -> None:
-        """Until the front closes the socket."""
+        """Until the front closes the socket. DeviceFaultError, of which the front knows: this process has no device any more."""
         while True:
             received = self._receive()
             if received is None:
@@ -271,6 +291,9 @@ class Worker:
                 ran - placed,
                 time.perf_counter_ns() - ran,
             )
+        except DeviceFaultError as error:
+            self._send(Faulted(run.handle, str(error)))
+            raise
         except EngineError as error:
             self._send(Failed(run.handle, run.batch, str(error)))
         else:
@@ -281,10 +304,19 @@ class Worker:
         self._last_answer = time.perf_counter()
 
     def _control(self, message: Load | Attach | Unload | Run, descriptors: list[int]) -> None:
+        try:
+            self._obey(message, descriptors)
+        except DeviceFaultError as error:
+            self._send(Faulted(message.handle, str(error)))
+            raise
+
+    def _obey(self, message: Load | Attach | Unload | Run, descriptors: list[int]) -> None:
         match message:
             case Load(handle, options):
                 try:
                     engine = registry.load(options)
+                except DeviceFaultError:
+                    raise
                 except (EngineError, ImportError) as error:
                     self._send(Refused(handle, str(error)))
                     return
@@ -295,7 +327,10 @@ class Worker:
                 try:
                     model = self._models[handle]
                     model.attach(message, descriptors[0])
-                    self._send(warm_up(model, message.sizes))
+                    warmed = warm_up(model, message.sizes)
+                    self._send(msgspec.structs.replace(warmed, details=model.engine.traits.details))
+                except DeviceFaultError:
+                    raise
                 except (EngineError, ValueError, OSError) as error:
                     self._send(Refused(handle, f"warm-up failed: {error}"))
                 gc.collect()
@@ -335,6 +370,8 @@ def warm_up(model: LoadedModel, sizes: Sequence[int]) -> Warmed:
     for rows in sizes:
         try:
             seconds, outputs = _time(model, rows)
+        except DeviceFaultError:
+            raise
         except EngineError as error:
             if rows == 1 or not layout.batched:
                 raise

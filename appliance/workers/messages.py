@@ -70,12 +70,15 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Warmed(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """Worker to front: ready. Seconds per batch size; whether outputs really have their declared shapes and batch axis."""
+    """Worker to front: ready. Seconds per batch size; whether outputs really have their declared shapes and batch axis;
+    the engine's details as they are now.
+    """
 
     handle: int
     batch_s: dict[int, float]
     static_outputs: bool
     unbatched_reason: str
+    details: dict[str, str] = {}
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
@@ -122,8 +125,15 @@ class Exited(msgspec.Struct, frozen=True, array_like=True, tag=12):
     status: int
 
 
+class Faulted(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Worker to front, its last words: the device is lost to it, which showed while it worked on this handle."""
+
+    handle: int
+    reason: str
+
+
 ToWorker: TypeAlias = Load | Attach | Run | Unload
-FromWorker: TypeAlias = Loaded | Refused | Warmed | Done | Failed
+FromWorker: TypeAlias = Loaded | Refused | Warmed | Done | Failed | Faulted
 FromTemplate: TypeAlias = Forked | Exited
 
 encode = msgspec.msgpack.Encoder().encode

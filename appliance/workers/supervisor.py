@@ -154,7 +154,7 @@ class Supervisor:
             batched=batched,
             max_batch_size=layout.max_rows,
             unbatched_reason=reason,
-            details=traits.details,
+            details={**traits.details, **warmed.details},
         )
         instance.batch_s = warmed.batch_s
         instance.attach(layout, memory)

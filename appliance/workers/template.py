@@ -16,11 +16,15 @@ import socket
 import sys
 import traceback
 
+from appliance.engines.base import DeviceFaultError
 from appliance.workers.main import Worker, become_child
 from appliance.workers.messages import MAX_MESSAGE_BYTES, Exited, Forked, decode_to_template, encode
 
 EXIT_BUG = 70
 """EX_SOFTWARE: an exception of ours ended the worker."""
+
+EXIT_DEVICE_FAULT = 75
+"""EX_TEMPFAIL: the device is lost to this process, and another one may have it again."""
 
 
 class Template:
@@ -69,6 +73,9 @@ class Template:
                 os.close(pidfd)
             Worker(channel).serve()
             status = 0
+        except DeviceFaultError:
+            # no destructor may run: on a lost device they crash or wait for ever
+            status = EXIT_DEVICE_FAULT
         except BrokenPipeError:
             status = 0  # the front is gone: nobody to answer
         except BaseException:  # a process boundary: whatever it was, it ends here, and loudly

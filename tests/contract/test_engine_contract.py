@@ -16,6 +16,7 @@ from appliance.core.manifest import OnnxRuntimeManifest
 from appliance.core.tensor import DataType
 from appliance.engines import registry
 from appliance.engines.base import Engine, EngineBatch, EngineError, EngineOptions, EngineTensor
+from tests.fakes import cuda_stub
 
 
 def options(engine: str, model_file: str = "", **changes: Any) -> EngineOptions:
@@ -48,9 +49,12 @@ def save(
     return str(path)
 
 
-@pytest.fixture(params=["loopback", "onnxruntime"])
+@pytest.fixture(params=["loopback", "onnxruntime", *(["tensorrt"] if cuda_stub.active() else [])])
 def identity(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    made = registry.load(options(request.param, save(tmp_path / "m.onnx", ["batch", 4])))
+    if request.param == "tensorrt":
+        made = registry.load(options("tensorrt", cuda_stub.plan(tmp_path / "m.plan"), device="cuda"))
+    else:
+        made = registry.load(options(request.param, save(tmp_path / "m.onnx", ["batch", 4])))
     yield made
     made.close()
 
@@ -76,6 +80,19 @@ def test_outputs_are_written_where_they_were_asked_for_again_and_again(identity:
         source[:] = number
         assert identity.run(batch) is None
         np.testing.assert_array_equal(target, source)
+
+
+def test_memory_may_be_attached_again_while_the_engine_lives(identity: Engine) -> None:
+    name = identity.traits.outputs[0].name
+    for number in range(3):
+        memory = np.zeros((2, 3, 4), np.float32)
+        identity.attach_memory(memory.__array_interface__["data"][0], memory.nbytes)
+        memory[0] = number + 1
+        batch = EngineBatch((number, 0, 3), 3, (place("data", memory[0]),), (place(name, memory[1]),))
+        for _ in range(3):
+            assert identity.run(batch) is None
+            np.testing.assert_array_equal(memory[1], memory[0])
+            memory[0] += 1
 
 
 def test_outputs_of_unknown_size_are_given_back(identity: Engine) -> None:
