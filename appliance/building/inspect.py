@@ -1,23 +1,22 @@
 """What an ONNX file is, read without executing anything in it: inputs, outputs, operators, weights, batch axis.
 
-The only home of the package `onnx`. Any bytes end in a description or in `InspectError` with an exact message.
+Any bytes end in a description or in `InspectError` with an exact message; `model_file` reads and refuses. What engines make of it
+is `engine_fit`'s.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-MAX_FILE_BYTES = 2 << 30
-"""protobuf reads no message of 2 GiB or more; larger models keep their weights in external data."""
+from appliance.building import pixels
+from appliance.building.model_file import Contents, InspectError, elements, nbytes, read
+from appliance.building.pixels import ImageInput
 
-MAX_GRAPH_DEPTH = 16
-MAX_NODES = 1_000_000
+__all__ = ["ImageInput", "InspectError", "Inspection", "Value", "inspect"]
 
 DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "StringSplit", "SequenceMap"})
 """Operators whose output size depends on values, not only on shapes."""
@@ -39,10 +38,6 @@ DATATYPES = {
     16: "BF16",
 }
 """TensorProto's numbers, in the protocol's words; others cannot be served."""
-
-
-class InspectError(Exception):
-    """The file is not a model that can be described."""
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -71,37 +66,28 @@ class Inspection(msgspec.Struct, frozen=True):
     batch_axis: str
     advice: str
     data_dependent: tuple[str, ...]
+    datatypes: tuple[str, ...]
+    functions: tuple[str, ...]
+    images: tuple[ImageInput, ...]
 
 
 def inspect(path: Path) -> Inspection:
     """Describe the file. InspectError with the reason if it is no model, or one that must not be trusted."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
+    model = read(path)
     try:
-        status = path.stat()
+        contents = Contents(model, path.resolve().parent)
+        return _describe(model, contents, path.stat().st_size)
+    except UnicodeDecodeError as error:
+        raise InspectError("holds a name that is not UTF-8: it is damaged") from error
     except OSError as error:
         raise InspectError(f"cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise InspectError("is not a regular file")
-    if not 0 < status.st_size < MAX_FILE_BYTES:
-        raise InspectError(f"has {status.st_size} bytes; a model has between 1 and {MAX_FILE_BYTES - 1}")
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except (DecodeError, ValueError, RecursionError) as error:
-        raise InspectError("is not ONNX, or is cut off: its protobuf does not parse") from error
-    if not model.HasField("graph") or not model.graph.node:
-        raise InspectError("parses, but holds no graph: it is not ONNX, or is cut off")
-    return _describe(model, path, status.st_size)
 
 
-def _describe(model: Any, path: Path, size: int) -> Inspection:
+def _describe(model: Any, contents: Contents, size: int) -> Inspection:
     graph = model.graph
-    operators: Counter[str] = Counter()
-    _count(graph, operators, 0)
-    weights = {weight.name for weight in graph.initializer}
-    inputs = tuple(_value(value) for value in graph.input if value.name not in weights)
+    operators = Counter(_operator(node) for node in contents.nodes)
+    names = {weight.name for weight in graph.initializer}
+    inputs = tuple(_value(value) for value in graph.input if value.name not in names)
     outputs = tuple(_value(value) for value in graph.output)
     axis, advice = _batch_axis(inputs, outputs)
     opsets = {opset.domain or "ai.onnx": int(opset.version) for opset in model.opset_import}
@@ -113,31 +99,35 @@ def _describe(model: Any, path: Path, size: int) -> Inspection:
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         inputs=inputs,
         outputs=outputs,
-        nodes=sum(operators.values()),
+        nodes=len(contents.nodes),
         operators=dict(operators.most_common()),
-        parameters=sum(_elements(weight) for weight in graph.initializer),
-        parameter_bytes=sum(_nbytes(weight) for weight in graph.initializer),
-        external_data=_external(graph, path),
+        parameters=sum(elements(weight) for weight in contents.weights),
+        parameter_bytes=sum(nbytes(weight) for weight in contents.weights),
+        external_data=contents.external,
         batch_axis=axis,
         advice=advice,
         data_dependent=tuple(sorted(DATA_DEPENDENT & set(operators))),
+        datatypes=_datatypes(contents),
+        functions=tuple(sorted(f"{one.domain}.{one.name}" if one.domain else one.name for one in model.functions)),
+        images=pixels.images(graph, [(value.name, value.shape) for value in inputs]),
     )
 
 
-def _count(graph: Any, operators: Counter[str], depth: int) -> None:
-    """Count operators, also in the bodies of If, Loop and Scan."""
-    if depth > MAX_GRAPH_DEPTH:
-        raise InspectError(f"nests graphs deeper than {MAX_GRAPH_DEPTH} levels")
-    for node in graph.node:
-        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        operators[name] += 1
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _count(attribute.g, operators, depth + 1)
-            for inner in attribute.graphs:
-                _count(inner, operators, depth + 1)
-    if sum(operators.values()) > MAX_NODES:
-        raise InspectError(f"holds more than {MAX_NODES} nodes")
+def _operator(node: Any) -> str:
+    return str(node.op_type) if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _datatypes(contents: Contents) -> tuple[str, ...]:
+    """Of everything whose datatype the file says: weights, constants, inputs, outputs, annotated values, targets of Cast."""
+    found = {tensor.data_type for tensor in (*contents.weights, *contents.constants)}
+    for graph in contents.graphs:
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.HasField("tensor_type"):
+                found.add(value.type.tensor_type.elem_type)
+    for node in contents.nodes:
+        if node.op_type == "Cast":
+            found |= {attribute.i for attribute in node.attribute if attribute.name == "to"}
+    return tuple(sorted(DATATYPES.get(kind, f"type {kind}") for kind in found - {0}))
 
 
 def _value(value: Any) -> Value:
@@ -165,36 +155,3 @@ def _batch_axis(inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[
                 "(torch: dynamic_axes={'" + value.name + "': {0: 'batch'}}; Keras: leave the batch size None)",
             )
     return "free", "requests are gathered into batches"
-
-
-def _elements(weight: Any) -> int:
-    count = 1
-    for size in weight.dims:
-        count *= max(int(size), 0)
-    return count
-
-
-_WIDTHS = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
-
-
-def _nbytes(weight: Any) -> int:
-    return _elements(weight) * _WIDTHS.get(weight.data_type, 1)
-
-
-def _external(graph: Any, path: Path) -> tuple[str, ...]:
-    """The files that weights lie in; InspectError for one that leaves the folder or is linked from elsewhere."""
-    found = set()
-    folder = path.resolve().parent
-    for weight in graph.initializer:
-        for entry in weight.external_data:
-            if entry.key == "location":
-                found.add(entry.value)
-    for name in sorted(found):
-        file = folder / name
-        if os.path.isabs(name) or ".." in Path(name).parts or not file.resolve().is_relative_to(folder):  # noqa: PTH117  a str
-            raise InspectError(f"keeps weights in {name!r}, outside its folder")
-        if not file.is_file() or file.is_symlink():
-            raise InspectError(f"keeps weights in {name!r}, which is no regular file here")
-        if file.stat().st_nlink > 1:
-            raise InspectError(f"keeps weights in {name!r}, which has hard links: copy the file")
-    return tuple(sorted(found))

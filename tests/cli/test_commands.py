@@ -24,6 +24,34 @@ def test_inspect_shows_symbols_in_shapes() -> None:
     assert json.loads(run.invoke(app, ["inspect", str(DIGITS), "--json"]).stdout)["batch_axis"] == "free"
 
 
+def test_inspect_says_what_would_run_it() -> None:
+    done = run.invoke(app, ["inspect", str(DIGITS)], env={"COLUMNS": "80"})
+    assert "probably runs it" in done.output
+    assert "seems to want NHWC, 28 × 28 pixels" in done.output
+    assert max(len(line.rstrip()) for line in done.output.splitlines()) <= 80
+    document = json.loads(run.invoke(app, ["inspect", str(DIGITS), "--json"]).stdout)
+    assert [fit["engine"] for fit in document["engines"]] == [
+        "onnxruntime",
+        "onnxruntime cuda",
+        "tensorrt",
+        "tensorrt_rtx",
+    ]
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    from onnx import load, save
+
+    model = load(str(DIGITS))
+    model.producer_name = "\x1b[2J\nmine"
+    model.graph.input[0].name = "\x1b]0;title\x07"
+    model.graph.node[0].op_type = "\x1b[31mRed"
+    save(model, str(tmp_path / "m.onnx"))
+    done = run.invoke(app, ["inspect", str(tmp_path / "m.onnx")])
+    assert done.exit_code == 0
+    assert "\x1b" not in done.output
+    assert "?[2J?mine" in done.output
+
+
 def test_inspect_says_what_is_no_model(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(b"no model")
