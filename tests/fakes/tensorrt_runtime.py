@@ -221,7 +221,7 @@ class IExecutionContext:
         compute = weakref.WeakMethod(self._compute)
         # a graph that outlives its context would run what is gone: an error here as on a device
         self._kernel = KERNEL(lambda argument: method(argument) if (method := compute()) is not None else 700)
-        self.calls: list[str] = []
+        self._calls: list[str] = []
         _note_death(self)
 
     def set_device_memory(self, memory: int, size: int) -> None:
@@ -230,7 +230,7 @@ class IExecutionContext:
         self._memory = memory
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        self.calls.append("set_optimization_profile_async")
+        self._calls.append("set_optimization_profile_async")
         if not 0 <= profile_index < self.engine.num_optimization_profiles:
             self.engine._log("IExecutionContext::setOptimizationProfileAsync: Error Code 3: API Usage Error")
             return False
@@ -239,7 +239,7 @@ class IExecutionContext:
         return bool(stream_handle)
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        self.calls.append("set_input_shape")
+        self._calls.append("set_input_shape")
         low, _, high = (tuple(d) for d in self.engine.get_tensor_profile_shape(name, self.active_optimization_profile))
         refused = self.engine._document.get("refuse_shape") == list(shape)
         if refused or len(shape) != len(low) or any(not a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
@@ -252,7 +252,7 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        self.calls.append("set_tensor_address")
+        self._calls.append("set_tensor_address")
         self._addresses[name] = memory
         return name in self.engine._tensors
 
@@ -261,7 +261,7 @@ class IExecutionContext:
         return name in self._outputs
 
     def infer_shapes(self) -> list[str]:
-        self.calls.append("infer_shapes")
+        self._calls.append("infer_shapes")
         missing = [name for name in self._inputs if name not in self._shapes]
         missing += [name for name in self._inputs if self._on_host(name) and name not in self._addresses]
         reshaped = not missing and self.engine._document.get("op") == "reshape"
@@ -286,7 +286,7 @@ class IExecutionContext:
         return -1 if min(shape, default=0) < 0 else int(np.prod(shape)) * np.dtype(self._numpy(name)).itemsize
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        self.calls.append("execute_async_v3")
+        self._calls.append("execute_async_v3")
         problem = self._unready(stream_handle)
         if problem:
             self.engine._log(f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error ({problem})")

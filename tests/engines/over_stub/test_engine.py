@@ -131,10 +131,10 @@ def test_a_run_over_known_places_asks_the_library_for_nothing_but_to_run(load: L
     slot = Slot(3)
     slot.check(engine, 2)
     context = engine._executions._common.context  # type: ignore[attr-defined]
-    context.calls.clear()
+    context._calls.clear()
     allocated = stub.count("device_bytes"), stub.count("pinned_bytes")
     slot.check(engine, 2)
-    assert context.calls == ["execute_async_v3", "infer_shapes"], "the second is the fake's own check"
+    assert context._calls == ["execute_async_v3", "infer_shapes"], "the second is the fake's own check"
     assert (stub.count("device_bytes"), stub.count("pinned_bytes")) == allocated
 
 
