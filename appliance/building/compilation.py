@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +48,7 @@ PLAN_BEGINS, PLAN_ENDS = 25.0, 98.0
 """Percent of the whole: a conversion comes before, keeping after."""
 
 LOG_FILE = "build.log"
+DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -160,14 +161,24 @@ def _table(values: tuple[Value, ...]) -> dict[str, str]:
 
 def probe(device: int) -> DeviceFacts:
     """What GPU there is, asked of CUDA in this process. BuildError if none can be used."""
+    from appliance.engines import cuda
+
     try:
-        cuda = importlib.import_module("appliance.engines.cuda")
         facts = cuda.facts(device)
-    except ImportError as error:
-        raise BuildError(f"no NVIDIA driver can be asked: {error}; see the extra `gpu`") from error
     except EngineError as error:
         raise BuildError(f"no NVIDIA GPU can be used: {error}") from error
-    return msgspec.convert(facts, DeviceFacts, from_attributes=True)
+    return msgspec.structs.replace(
+        msgspec.convert(facts, DeviceFacts, from_attributes=True), driver=driver_version(DRIVER_VERSION)
+    )
+
+
+def driver_version(file: Path) -> str:
+    """The version of NVIDIA's kernel module, as it tells it itself; empty where it does not (Jetsons before JetPack 6)."""
+    try:
+        found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", file.read_text())
+    except OSError:
+        return ""
+    return found[1] if found else ""
 
 
 def input_specs(found: Inspection) -> tuple[TensorSpec, ...]:

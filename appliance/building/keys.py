@@ -61,6 +61,7 @@ def shared_key(target: Target) -> dict[str, str]:
         "multiprocessors": str(device.multiprocessors),
         "gpu memory": str(device.memory_bytes),
         "driver": device.driver.partition(".")[0],
+        "driver's cuda": device.cuda.partition(".")[0],
         "recipe": RECIPE,
     }
 

@@ -18,13 +18,17 @@ class BuildError(Exception):
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
-    """The GPU that an engine is built for; all empty on a box without one."""
+    """The GPU that an engine is built for; all empty on a box without one.
+
+    `driver` is the kernel module's version ("580.95.05"), `cuda` the newest CUDA that it can do ("13.4").
+    """
 
     name: str = ""
     compute_capability: str = ""
     memory_bytes: int = 0
     multiprocessors: int = 0
     driver: str = ""
+    cuda: str = ""
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -58,13 +58,13 @@ device or a context that is gone. 720, which looks like their neighbour, is a la
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
-    """A GPU as its driver describes it. `driver` is the newest CUDA that the installed driver can do ("13.4")."""
+    """A GPU as its driver describes it. `cuda` is the newest CUDA that the installed driver can do ("13.4")."""
 
     name: str
     compute_capability: str
     memory_bytes: int
     multiprocessors: int
-    driver: str
+    cuda: str
 
 
 def failure(call: str, code: int) -> EngineError:
@@ -121,7 +121,7 @@ def facts(index: int) -> DeviceFacts:
         ),
         memory_bytes=int(_got("cuDeviceTotalMem", driver.cuDeviceTotalMem(handle))),
         multiprocessors=ask(attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
-        driver=f"{version // 1000}.{version % 1000 // 10}",
+        cuda=f"{version // 1000}.{version % 1000 // 10}",
     )
 
 

@@ -209,7 +209,7 @@ class TensorRtEngine:
             unbatched_reason=reason,
             details={
                 "device": f"cuda:{self._device.index} {facts.name}, compute capability {facts.compute_capability}",
-                "cuda": facts.driver,
+                "cuda": facts.cuda,
                 options.engine: version,
                 "profiles": self._plan.ranges(),
                 "activation_memory": f"{self._executions.scratch_nbytes} bytes",

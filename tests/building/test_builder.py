@@ -14,7 +14,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from appliance.building import jobs, keys
+from appliance.building import compilation, jobs, keys
 from appliance.building.builder import PlanBuilder
 from appliance.building.orders import BuildError, BuildOrder, DeviceFacts, Outcome, Target
 from appliance.building.pinned import PinnedFile
@@ -220,6 +220,7 @@ def _device(**changed: Any) -> dict[str, Any]:
         _device(memory_bytes=1),
         _device(multiprocessors=1),
         _device(driver="14.0"),
+        _device(cuda="12.8"),
         {"engine": "tensorrt"},
         {"model": "other"},
         {"manifest": ModelManifest(batching=BatchingManifest(max_batch_size=4))},
@@ -251,6 +252,21 @@ def test_a_minor_driver_update_and_the_time_budget_keep_the_key(digits: Target) 
     before = keys.engine_key(digits)
     assert keys.engine_key(msgspec.structs.replace(digits, **_device(driver="13.2"))) == before
     assert keys.engine_key(_with(digits, build=BuildManifest(time_budget_s=5))) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23\nGCC version:  gcc 12\n", "580.95.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  590.44.01  Release Build\n", "590.44.01"),
+        ("nothing of the kind", ""),
+    ],
+)
+def test_the_kernel_module_tells_its_version(tmp_path: Path, text: str, version: str) -> None:
+    file = tmp_path / "version"
+    assert compilation.driver_version(file) == ""
+    file.write_text(text)
+    assert compilation.driver_version(file) == version
 
 
 def test_a_build_that_is_asked_to_stop_stops_at_the_next_step(digits: Target) -> None:
