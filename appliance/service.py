@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
@@ -129,7 +129,8 @@ class Service:
         self._events = events
         self._boot_id = uuid.uuid4().hex
         self._started = time.monotonic()
-        self._refused: Counter[tuple[ModelName, ErrorCode]] = Counter()
+        self._refused: Counter[tuple[str, str]] = Counter()
+        self._refused_before: Counter[tuple[str, str]] = Counter()
         self._totals: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW_S + 1)
         self._ticks = 0
 
@@ -146,7 +147,7 @@ class Service:
         except ApplianceError as error:
             # a name that does not exist here is a client's invention, and must not become a key of ours
             model = request.model if error.code is not ErrorCode.NOT_FOUND else ModelName("")
-            self._refused[model, error.code] += 1
+            self._refused[model, str(error.code)] += 1
             raise
 
     def cancel(self, ticket: Ticket) -> bool:
@@ -187,7 +188,9 @@ class Service:
         found = []
         for generation in self._served():
             if name in ("", generation.name) and version in ("", generation.version):
-                generation.statistics.pending = generation.scheduler.pending if generation.scheduler is not None else 0
+                scheduler = generation.scheduler
+                generation.statistics.pending = scheduler.pending if scheduler is not None else 0
+                generation.statistics.pending_bytes = scheduler.pending_bytes if scheduler is not None else 0
                 found.append(generation.statistics)
         return found
 
@@ -234,6 +237,10 @@ class Service:
                 described.append(msgspec.structs.replace(worker, rss_bytes=rss))
         return described
 
+    def refusals(self) -> Mapping[tuple[str, str], int]:
+        """Requests refused since the start, by model ("" if there is no such model) and error code."""
+        return self._refused
+
     def tick(self, now: float) -> None:
         """Once a second: remember the totals, for the request rate, and tell what was refused meanwhile, by model and code."""
         self._totals.append((now, self._total()))
@@ -241,9 +248,9 @@ class Service:
         if self._ticks % RECENT_TICKS == 0:
             for generation in self._manager.generations():
                 generation.statistics.recent_times.turn()
-        refused, self._refused = self._refused, Counter()
-        for (model, code), count in refused.items():
-            self._events.publish("requests.refused", model=model, code=str(code), count=count)
+        for (model, code), count in (self._refused - self._refused_before).items():
+            self._events.publish("requests.refused", model=model, code=code, count=count)
+        self._refused_before = self._refused.copy()
 
     def _total(self) -> int:
         return sum(
@@ -299,6 +306,8 @@ def _model_document(generation: ModelVersion) -> dict[str, Any]:
         "detail": str(generation.state),
         "reason": generation.reason,
         "restarts": generation.restarts,
+        "instances": generation.manifest.worker.instances,
+        "workers": len(generation.scheduler.instances) if generation.scheduler is not None else 0,
         "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
         "inference_count": statistics.inference_count,
         "execution_count": statistics.execution_count,

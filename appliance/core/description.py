@@ -93,6 +93,7 @@ class ModelStatistics(msgspec.Struct):
     )
     batches: dict[int, BatchStatistic] = msgspec.field(default_factory=dict)
     pending: int = 0
+    pending_bytes: int = 0
     request_times: Histogram = msgspec.field(default_factory=Histogram)
     queue_times: Histogram = msgspec.field(default_factory=Histogram)
     recent_times: RecentTimes = msgspec.field(default_factory=RecentTimes)
@@ -118,7 +119,10 @@ class VerificationRecord(msgspec.Struct, frozen=True):
 
 
 class WorkerDescription(msgspec.Struct, frozen=True):
-    """One worker process as `appliance ps` shows it. `details` are the engine's own: threads, nodes by provider, a fallback."""
+    """One worker process as `appliance ps` shows it. `details` are the engine's own: threads, nodes by provider, a fallback.
+
+    `arena_bytes` is the memory shared with it, which holds `slots` batches.
+    """
 
     model: str
     version: str
@@ -133,3 +137,6 @@ class WorkerDescription(msgspec.Struct, frozen=True):
     batch_ms: dict[str, float] = {}
     engine: str = ""
     details: dict[str, str] = {}
+    arena_bytes: int = 0
+    slots: int = 0
+    slots_in_use: int = 0

@@ -26,7 +26,7 @@ from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
-from appliance.workers.link import Instance, LoadRefusedError
+from appliance.workers.link import SLOTS, Instance, LoadRefusedError
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -401,6 +401,9 @@ class ModelVersion:
                 batch_size_cap=self.scheduler.coalesce_rows,
                 engine=self.artifact.label if self.artifact is not None else "",
                 details=instance.traits.details,
+                arena_bytes=instance.memory.nbytes if instance.memory is not None else 0,
+                slots=SLOTS,
+                slots_in_use=len(instance.in_flight),
                 batch_ms={str(rows): round(seconds * 1000, 3) for rows, seconds in instance.batch_s.items()},
             )
             for instance in self.scheduler.instances.values()

@@ -147,6 +147,11 @@ class Scheduler:
         """Requests queued or running."""
         return self._batcher.queued + self._batcher.in_flight
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the requests queued."""
+        return self._batcher.queued_bytes
+
     def submit(self, request: InferenceRequest, done: DoneCallback, received: float) -> Entry:
         """Queue a request; `done` is called later, exactly once.
 

@@ -176,6 +176,9 @@ class FakeService:
     def workers(self) -> list[WorkerDescription]:
         return []
 
+    def refusals(self) -> dict[tuple[str, str], int]:
+        return {}
+
     def snapshot(self) -> dict[str, Any]:
         return {"seq": self.seq, "boot": "boot-1", "models": [], "status": {}}
 

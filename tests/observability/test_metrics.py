@@ -9,8 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.core.description import ModelStatistics, WorkerDescription
 from appliance.core.request import ModelName, Version
-from appliance.observability import metrics
-from appliance.observability.metrics import Metrics
+from appliance.observability.metrics import FAMILIES, Metrics
 
 LINE = re.compile(r'[a-z_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? \d+(\.\d+)?')
 """perf_analyzer's own expression reads digits and a point: an exponent would be cut off."""
@@ -35,6 +34,9 @@ class Source:
             WorkerDescription("digits", "3", instance, 100 + instance, "READY", "CPU", 1, 123_456_789_012, 50, 8)
             for instance in (0, 1)
         ]
+
+    def refusals(self) -> dict[tuple[str, str], int]:
+        return {("digits", "RESOURCE_EXHAUSTED"): 3, ("", "NOT_FOUND"): 1}
 
     def snapshot(self) -> dict[str, Any]:
         return {"status": {"uptime_s": 12.5, "ready": True, "events": {"model.state": 3}}}
@@ -65,7 +67,7 @@ def test_tritons_counters_have_tritons_names_and_labels() -> None:
     found = samples(render())
     model = '{model="digits",version="3"}'
     assert found[f"nv_inference_request_success{model}"] == 7
-    assert found['nv_inference_request_failure{model="digits",reason="REJECTED",version="3"}'] == 2
+    assert found['nv_inference_request_failure{model="digits",version="3",reason="REJECTED"}'] == 2
     assert found[f"nv_inference_count{model}"] == 9_000_000_000
     assert found[f"nv_inference_exec_count{model}"] == 3
     assert found[f"nv_inference_pending_request_count{model}"] == 4
@@ -96,7 +98,7 @@ def test_the_appliances_own_metrics() -> None:
     assert found["appliance_uptime_seconds"] == 12.5
     assert found["appliance_ready"] == 1
     assert found['appliance_events_total{topic="model.state"}'] == 3
-    assert found['appliance_worker_resident_memory_bytes{instance="1",model="digits",version="3"}'] == 123_456_789_012
+    assert found['appliance_worker_resident_memory_bytes{model="digits",version="3",worker="1"}'] == 123_456_789_012
     assert found['appliance_worker_restarts{model="digits",version="3"}'] == 1
     assert found['appliance_http_responses_total{code="413"}'] == 1
     assert found['appliance_http_refusals_total{reason="body_too_large"}'] == 1
@@ -144,5 +146,5 @@ def test_reading_twice_reads_anew() -> None:
 
 
 def test_a_name_is_defined_in_one_place() -> None:
-    constants = [value for name, value in vars(metrics).items() if name.isupper() and isinstance(value, str)]
-    assert len(constants) == len(set(constants))
+    names = [family.name for family in FAMILIES]
+    assert len(names) == len(set(names))
