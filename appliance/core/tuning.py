@@ -407,8 +407,9 @@ class Tuner:
         if not self._verifying:
             self._verifying = True
             return Verify(self.finalists)
-        if self._finals == 0:
-            runs = MIN_FINALS * (1 + len(self.finalists))
+        if self._finals < MIN_FINALS:
+            # planned anew each time: where others take part of the machine, a round takes longer than the first one did
+            runs = (MIN_FINALS - self._finals) * (1 + len(self.finalists))
             self._window_s = _within_window(left_s / runs / self._loads * 0.8 - self._overhead_s)
         if left_s < self._run_s() * (1 + len(self.finalists)):
             return None
@@ -469,6 +470,7 @@ class Tuner:
             self._overhead_s = max(0.0, (seconds - starting_s) / self._loads - self._window_s)
         elif self._stage == "finals":
             self._finals += 1
+            self._overhead_s = max(0.0, seconds / len(found) / self._loads - self._window_s)
             self._halve()
 
     def verified(self, candidate: Candidate, passed: bool, reason: str = "") -> None:
