@@ -285,13 +285,13 @@ def made_requests(session: Session, trial: Trial) -> tuple[tuple[bytes, ...], ..
     manifest = session.folder.manifest
     golden = sorted((Path(session.config.repository.path) / session.folder.name / "golden").glob("*.npz"))
     try:
-        feeds = [feed for file in golden for feed in verification._golden(file, traits)]
+        feeds = [feed for file in golden for feed in verification.golden_feeds(file, traits)]
         feeds = feeds or verification.generate(traits, manifest.preprocessing, manifest.build.shapes, VARIANTS)
     except verification.VerificationError as error:
         raise CommandError(Exit.FAILED, "NO_INPUTS", f"{session.folder.name}: {error}") from error
     found = []
     for feed in feeds:
-        count = verification._rows(feed) if rows else 1
+        count = verification.row_count(feed) if rows else 1
         for row in range(count):
             inputs = []
             for spec in specs:
