@@ -98,7 +98,9 @@ def test_a_run_that_did_not_say_goodbye_is_told_by_the_next(path: Path) -> None:
     third = writer(path)
     assert third.begin(WALL + 600, 601.0) is None
     rows = third._connection.execute("SELECT count(*) FROM samples_60").fetchone()[0]
-    assert rows == 4, "1000..1149 touches the minutes from 960, 1020, 1080 and 1140, the last one made by the second run"
+    assert rows == 4, (
+        "1000..1149 touches the minutes from 960, 1020, 1080 and 1140, the last one made by the second run"
+    )
     third.close()
 
 
@@ -147,7 +149,8 @@ def test_beyond_the_budget_the_oldest_goes_and_the_newest_stays(path: Path) -> N
     dropped = 0
     for number in range(60):
         batch: list[Item] = [
-            RecordedEvent(WALL + number, 1000.0 + number, "x", "info", {"n": number, "pad": "y" * 2000}) for _ in range(100)
+            RecordedEvent(WALL + number, 1000.0 + number, "x", "info", {"n": number, "pad": "y" * 2000})
+            for _ in range(100)
         ]
         found.apply(batch)
         dropped += found.keep_within_budget()
@@ -167,7 +170,9 @@ def test_a_damaged_file_is_read_or_set_aside_and_never_the_end(path: Path, tmp_p
     else:
         made._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         made.apply([*samples(300), *(RecordedEvent(WALL, 1.0, "e", "info", {"n": n}) for n in range(200))])
-    files = {suffix: Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal") if Path(f"{path}{suffix}").exists()}
+    files = {
+        suffix: Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal") if Path(f"{path}{suffix}").exists()
+    }
     made.close()
     chance = random.Random(7)
     places = [*range(0, 100, 7), *(chance.randrange(len(files[part])) for _ in range(40))]
