@@ -30,10 +30,14 @@ log = logging.getLogger(__name__)
 COMMIT_INTERVAL_S = 1.0
 """The oldest thing not yet on the disk is at most this old, plus one commit: less than 2 s are lost to a power cut."""
 QUEUE_ITEMS = 20_000
-BATCH_ITEMS = 2_000
+BATCH_ITEMS = 500
+LEAST_BATCH_ITEMS = 20
+"""What a batch shrinks to on a full disk: it goes through the WAL first, and that needs room of its own."""
 RETRY_S = 5.0
-BALLAST_BYTES = 512 << 10
-"""Kept beside the file, and given up on a full disk: deleting rows needs room for the WAL first."""
+FREED_S = 0.05
+"""After room was made on a full disk."""
+BALLAST_BYTES = 4 << 20
+"""Kept beside the file, and given up on a full disk: what the WAL holds must fit into the file before rows can be deleted."""
 URGENT = ("error", "critical")
 
 
@@ -64,7 +68,8 @@ class Recorder:
         self.path = path
         self.run_id = uuid.uuid4().hex
         self._boot_id = boot_id if boot_id is not None else read_boot_id()
-        self._max_bytes = max_bytes
+        self._ballast_bytes = min(BALLAST_BYTES, max_bytes // 16)
+        self._max_bytes = max_bytes - self._ballast_bytes
         self._wall = wall
         self._monotonic = monotonic
         self._queue: deque[Item] = deque()
@@ -78,6 +83,7 @@ class Recorder:
         self._problem = "not started"
         self._committed = self._dropped = self._pruned = self._bytes = self._refused = 0
         self._untold = 0
+        self._batch_items = BATCH_ITEMS
         self._last_hash = ""
 
     # --- recording ---
@@ -207,7 +213,7 @@ class Recorder:
         """One batch; whether there was one."""
         assert self._writer is not None
         with self._lock:
-            batch = [self._queue[index] for index in range(min(BATCH_ITEMS, len(self._queue)))]
+            batch = [self._queue[index] for index in range(min(self._batch_items, len(self._queue)))]
         if not batch:
             return False
         lost = self._dropped
@@ -220,6 +226,7 @@ class Recorder:
             for _ in range(len(batch) - overtaken):
                 self._queue.popleft()
             self._committed += len(batch)
+        self._batch_items = min(BATCH_ITEMS, self._batch_items * 2)
         pruned = self._writer.keep_within_budget()
         self._pruned += pruned
         self._bytes = self._writer.used_bytes
@@ -249,11 +256,14 @@ class Recorder:
             self._trouble(f"no room: {error}")
             with contextlib.suppress(FileNotFoundError):
                 self._ballast.unlink()
+            self._batch_items = max(LEAST_BATCH_ITEMS, self._batch_items // 4)
             try:
+                # what was rolled back still fills the WAL
+                self._writer.shrink()
                 self._pruned += (pruned := self._writer.drop_oldest())
             except sqlite3.Error:
                 return RETRY_S
-            return COMMIT_INTERVAL_S if pruned else RETRY_S
+            return FREED_S if pruned else RETRY_S
         self._trouble(str(error))
         if self._writer is not None:
             # opened anew it is checked, and set aside if it is what is wrong
@@ -272,7 +282,7 @@ class Recorder:
             return
         try:
             with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+                os.posix_fallocate(file.fileno(), 0, self._ballast_bytes)
         except OSError:
             # no room for it is no room: the next full disk drops less gracefully
             with contextlib.suppress(OSError):

@@ -32,6 +32,8 @@ AUDIT_ROWS = 100_000
 ENERGY_ROWS = 400_000
 ENERGY_FLOOR_ROWS = 1_000
 MAX_FIELDS_BYTES = 8 << 10
+SHRINK_PAGES = 64
+"""Pages given back at a time."""
 BUDGET_SHARE = 0.9
 """Pruning begins here; the last tenth is for what pruning itself needs."""
 
@@ -341,8 +343,12 @@ class Writer:
 
     def shrink(self) -> None:
         """Give free pages and the WAL back to the disk."""
-        self._connection.execute("PRAGMA incremental_vacuum(4096)").fetchall()
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        free = self._connection.execute("PRAGMA freelist_count").fetchone()[0]
+        # in steps: moving pages goes through the WAL, which needs room that there may not be
+        for _ in range(0, free, SHRINK_PAGES):
+            self._connection.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def audit_entry(row: Sequence[Any]) -> audit.AuditEntry:

@@ -164,7 +164,7 @@ def test_a_full_disk_drops_the_oldest_and_recording_goes_on(disk: Disk) -> None:
     os.close(descriptor)
     for number in range(3_000, 6_000):
         recorder.record_event("e", "info", {"n": number, "pad": "x" * 900})
-    assert recorder.flush(60.0), recorder.state
+    assert recorder.flush(30.0), recorder.state
     state = recorder.state
     recorder.close()
     assert state.pruned > 0, "the oldest made room"
