@@ -37,7 +37,7 @@ RETRY_S = 5.0
 FREED_S = 0.05
 """After room was made on a full disk."""
 BALLAST_BYTES = 4 << 20
-"""Kept beside the file, and given up on a full disk: what the WAL holds must fit into the file before rows can be deleted."""
+"""Kept beside the file, given up on a full disk: what the WAL holds must fit into the file before rows can be deleted."""
 URGENT = ("error", "critical")
 
 
