@@ -57,7 +57,7 @@ DESCRIPTIONS: dict[str, str] = {
     "engines.memory_limit_mb": "A build that takes more memory than this fails, and says so; 0: no limit.",
     "recorder.enabled": "Whether readings, events, energy and operators' actions are recorded.",
     "recorder.path": "The file. Empty: recorder.sqlite3 in $STATE_DIRECTORY, else .recorder/recorder.sqlite3 in the repository.",
-    "recorder.max_size_mb": "The most that the file, its WAL and a reserve for a full disk take; beyond it the oldest is dropped.",
+    "recorder.max_size_mb": "The most that the file, its WAL and the reserve beside it take; beyond it the oldest is dropped.",
     "log.format": "auto: readable on a terminal, JSON lines elsewhere.",
     "log.level": "What is logged.",
     "engine": "Empty: the fastest that this box has for the device; ONNX Runtime serves while TensorRT builds.",
