@@ -102,6 +102,18 @@ class EnginesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class RecorderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The flight recorder. Megabytes are 2**20 bytes.
+
+    `path` empty: recorder.sqlite3 in $STATE_DIRECTORY, else .recorder/recorder.sqlite3 in the repository. A year of 60 readings
+    takes about 75 MB; when `max_size_mb` is used up, the oldest is dropped.
+    """
+
+    enabled: bool = True
+    path: str = ""
+    max_size_mb: Annotated[int, msgspec.Meta(ge=8)] = 256
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -119,6 +131,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     repository: RepositoryConfig = RepositoryConfig()
     workers: WorkersConfig = WorkersConfig()
     engines: EnginesConfig = EnginesConfig()
+    recorder: RecorderConfig = RecorderConfig()
     log: LogConfig = LogConfig()
 
 
@@ -310,3 +323,12 @@ def resolve_runtime_dir(config: Config) -> Path:
     if session := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(session) / "appliance"
     return Path(tempfile.gettempdir()) / f"appliance-{os.getuid()}"
+
+
+def recorder_path(config: Config) -> Path:
+    """The recorder's file: configured, or in what systemd gives for state, or in `.recorder` in the model repository."""
+    if config.recorder.path:
+        return Path(config.recorder.path)
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0]) / "recorder.sqlite3"
+    return Path(config.repository.path).resolve() / ".recorder" / "recorder.sqlite3"

@@ -13,9 +13,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from appliance.config import Config, ConfigError, load, resolve_runtime_dir
+from appliance.config import Config, ConfigError, load, recorder_path, resolve_runtime_dir
 from appliance.host import systemd
 from appliance.host.allocator import keep_freed_memory
 from appliance.observability import logs
@@ -24,7 +24,9 @@ from appliance.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from appliance.lifecycle.manager import Manager
-    from appliance.service import Service
+    from appliance.observability.events import EventBus
+    from appliance.recording.recorder import Recorder
+    from appliance.service import Records, Service
     from appliance.transports.http import HttpTransport
     from appliance.transports.zmq import ZmqTransport
 
@@ -57,6 +59,8 @@ class Daemon:
         self._http: HttpTransport | None = None
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
+        self._recorder: Recorder | None = None
+        self._stop_reason = "bug"
 
     async def serve(self) -> int:
         """Start, serve until a signal, drain, stop; the exit code."""
@@ -65,6 +69,7 @@ class Daemon:
             await self._start(begun)
         except OSError as error:
             log.error("daemon.start_failed", extra={"fields": {"reason": str(error)}})
+            self._stop_reason = f"start failed: {error}"
             await self._close()
             return EXIT_CONFIG if isinstance(error, FileNotFoundError | NotADirectoryError) else EXIT_DEVICE
         try:
@@ -84,6 +89,7 @@ class Daemon:
         self._supervisor.watch()
         self._install_signals()
         events = EventBus()
+        records = self._record(events) if config.recorder.enabled else None
         self._manager = Manager(
             Repository(Path(config.repository.path)),
             self._supervisor,
@@ -105,6 +111,7 @@ class Daemon:
                 config.http,
                 unix_socket=_endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock")),
                 metrics=metrics.render,
+                records=records,
             )
             metrics.http = self._http
             await self._http.start()
@@ -139,6 +146,21 @@ class Daemon:
         if sys.stderr.isatty():
             self._greet()
 
+    def _record(self, events: EventBus) -> Records:
+        """Open the recorder and let it hear everything; what reads its file."""
+        from appliance import __version__
+        from appliance.recording import bridge
+        from appliance.recording.reader import RecordReader
+        from appliance.recording.recorder import Recorder
+
+        recorder = self._recorder = Recorder(
+            recorder_path(self._config), max_bytes=self._config.recorder.max_size_mb << 20
+        )
+        recorder.start()
+        recorder.record_event("daemon.start", "info", {"release": __version__, "pid": os.getpid()})
+        events.subscribe(bridge.listener(recorder))
+        return RecordReader(recorder.path)
+
     @property
     def addresses(self) -> list[str]:
         """Where we listen."""
@@ -172,6 +194,7 @@ class Daemon:
         if self._stop.is_set():
             self._hurry.set()
         log.info("daemon.stopping", extra={"fields": {"signal": name, "hurry": self._hurry.is_set()}})
+        self._stop_reason = name
         self._stop.set()
 
     def reload(self) -> None:
@@ -183,6 +206,7 @@ class Daemon:
             self._manager.reconfigure(config.repository, config.drain_timeout_s)
         except (ConfigError, OSError) as error:
             log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
+            self._tell("config.refused", "error", reason=str(error))
             return
         needs_restart = [
             key
@@ -191,9 +215,15 @@ class Daemon:
         ]
         logs.configure(config.log.format, config.log.level)
         log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
+        self._tell("config.reloaded", needs_restart=needs_restart)
         self._config = config
         assert self._service is not None
         systemd.ready(self._service.status_line())
+
+    def _tell(self, kind: str, severity: str = "info", **fields: Any) -> None:
+        """Record something of the daemon's own."""
+        if self._recorder is not None:
+            self._recorder.record_event(kind, severity, fields)
 
     async def _ticks(self) -> None:
         """Once a second: the request rate, the status line, the watchdog."""
@@ -239,6 +269,9 @@ class Daemon:
             await self._zmq.drain(1.0)
             await self._zmq.close()
         self._supervisor.close()
+        if self._recorder is not None:
+            self._tell("daemon.stop", reason=self._stop_reason)
+            await asyncio.to_thread(self._recorder.close)
 
 
 def _endpoint(configured: str, default: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
@@ -25,6 +25,7 @@ from appliance.core.description import (
     VerificationRecord,
     WorkerDescription,
 )
+from appliance.core.energy import EnergySum
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
@@ -33,7 +34,7 @@ from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
 from appliance.scheduling.scheduler import Job
 
-__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Service", "Ticket"]
+__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Records", "Service", "Ticket"]
 
 Outcome: TypeAlias = InferenceResponse | ApplianceError
 Done: TypeAlias = Callable[[Outcome], None]
@@ -98,6 +99,29 @@ class InferenceService(Protocol):
 
     def subscribe(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` for every event from now on; the result ends the subscription."""
+
+
+class Records(Protocol):
+    """What was recorded, for the transports. Calls belong in a thread; UNAVAILABLE if it cannot be read."""
+
+    def events(
+        self, *, since: float = ..., until: float = ..., kind: str = ..., limit: int = ..., after_id: int = ...
+    ) -> list[dict[str, Any]]:
+        """The newest events of that time (seconds since 1970), oldest first."""
+
+    def series(self) -> list[str]:
+        """The names of all readings."""
+
+    def history(
+        self, names: Sequence[str], *, since: float, until: float = ..., step_s: float = ..., points: int = ...
+    ) -> dict[str, Any]:
+        """Columns of minimum, mean and maximum by name."""
+
+    def energy(self, *, since: float = ..., until: float = ...) -> list[EnergySum]:
+        """Energy by device and model."""
+
+    def audit(self, *, limit: int = ...) -> dict[str, Any]:
+        """The chain's verdict and its newest entries."""
 
 
 EXTENSIONS = (
