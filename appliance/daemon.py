@@ -24,6 +24,7 @@ from appliance.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from appliance.lifecycle.manager import Manager
+    from appliance.scheduling.governor import Governor
     from appliance.service import Service
     from appliance.transports.http import HttpTransport
     from appliance.transports.zmq import ZmqTransport
@@ -54,6 +55,7 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._manager: Manager | None = None
         self._service: Service | None = None
+        self._governor: Governor | None = None
         self._http: HttpTransport | None = None
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
@@ -78,12 +80,15 @@ class Daemon:
         from appliance.lifecycle.manager import Manager
         from appliance.lifecycle.repository import Repository
         from appliance.observability.events import EventBus
+        from appliance.scheduling.governor import Governor, policy_of
         from appliance.service import Service
 
         config = self._config
         self._supervisor.watch()
         self._install_signals()
         events = EventBus()
+        if config.governor.enabled:
+            self._governor = Governor(policy_of(config.governor), events)
         self._manager = Manager(
             Repository(Path(config.repository.path)),
             self._supervisor,
@@ -91,9 +96,12 @@ class Daemon:
             config=config.repository,
             workers=config.workers,
             drain_timeout_s=config.drain_timeout_s,
-            compiler=ModelCompiler(engines_path(config), config.engines) if config.engines.enabled else None,
+            compiler=(
+                ModelCompiler(engines_path(config), config.engines, self._governor) if config.engines.enabled else None
+            ),
+            governor=self._governor,
         )
-        self._service = Service(self._manager, events)
+        self._service = Service(self._manager, events, self._governor)
         names = self._manager.start()
         if config.http.enabled:
             from appliance.observability.metrics import Metrics

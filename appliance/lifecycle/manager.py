@@ -21,6 +21,7 @@ from appliance.lifecycle.compiler import Artifact, Compiler
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.lifecycle.repository import ModelFolder, Repository
 from appliance.observability.events import EventBus
+from appliance.scheduling.governor import Governor
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class Manager:
         workers: WorkersConfig,
         drain_timeout_s: float,
         compiler: Compiler | None = None,
+        governor: Governor | None = None,
     ) -> None:
+        self._governor = governor
         self._repository = repository
         self._compiler = compiler
         self._supervisor = supervisor
@@ -203,6 +206,7 @@ class Manager:
             on_change=model.refresh,
             compiler=self._compiler,
             artifact=artifact,
+            governor=self._governor,
         )
 
     def _aspire(self, model: Model, folder: ModelFolder | None, artifacts: dict[int, Artifact]) -> None:

@@ -23,6 +23,7 @@ from appliance.engines.base import EngineOptions, EngineTraits
 from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
+from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
 from appliance.workers.link import Instance
 from appliance.workers.supervisor import Supervisor
@@ -44,7 +45,9 @@ class ModelVersion:
         on_change: Callable[[], None],
         compiler: Compiler | None = None,
         artifact: Artifact | None = None,
+        governor: Governor | None = None,
     ) -> None:
+        self._governor = governor
         self.artifact = artifact
         self._compiler = compiler
         self.name: ModelName = folder.name
@@ -159,6 +162,7 @@ class ModelVersion:
             self.labels,
             on_instance_lost=self._instance_lost,
             on_idle=self._idle.set,
+            governor=self._governor,
         )
         for instance in opened:
             self.scheduler.add_instance(instance)
