@@ -124,6 +124,13 @@ class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     critical_priority: Annotated[int, msgspec.Meta(ge=1, le=15)] = 1
 
 
+class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory of the models: reserved before a load, corrected after it. Megabytes are 2**20 bytes."""
+
+    enabled: bool = True
+    host_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -142,6 +149,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: WorkersConfig = WorkersConfig()
     engines: EnginesConfig = EnginesConfig()
     governor: GovernorConfig = GovernorConfig()
+    memory: MemoryConfig = MemoryConfig()
     log: LogConfig = LogConfig()
 
 

@@ -76,8 +76,10 @@ class Daemon:
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
+        from appliance.core.memory_budget import HOST, MemoryBudget
         from appliance.lifecycle.compilation import ModelCompiler, engines_path
         from appliance.lifecycle.manager import Manager
+        from appliance.lifecycle.memory import ModelMemory, host_capacity
         from appliance.lifecycle.repository import Repository
         from appliance.observability.events import EventBus
         from appliance.scheduling.governor import Governor, policy_of
@@ -100,6 +102,15 @@ class Daemon:
                 ModelCompiler(engines_path(config), config.engines, self._governor) if config.engines.enabled else None
             ),
             governor=self._governor,
+            memory=(
+                ModelMemory(
+                    MemoryBudget({HOST: host_capacity(config.memory.host_reserve_mb)}),
+                    events,
+                    peaks=engines_path(config) / "memory-peaks.json",
+                )
+                if config.memory.enabled
+                else None
+            ),
         )
         self._service = Service(self._manager, events, self._governor)
         names = self._manager.start()

@@ -114,6 +114,7 @@ class Scheduler:
         self._expected_s = 0.0
         self._polled: WorkerLink | None = None
         self._key = 0
+        self._retiring: dict[int, asyncio.Future[None]] = {}
 
     def _limits(self) -> BatcherLimits:
         """What the manifest says, the sizes that pay, and what heat leaves of both."""
@@ -433,6 +434,8 @@ class Scheduler:
     def slot_freed(self, instance: Instance) -> None:
         """Give the worker its next batch first; the answers go out while it runs."""
         self._pump()
+        if self._retiring:
+            self._tell_retired(instance)
 
     def worker_lost(self, instance: Instance, reason: str) -> None:
         """Requests it held are run once more, alone, elsewhere; the lifecycle decides about a new worker."""
@@ -442,12 +445,26 @@ class Scheduler:
             self._dispatched.pop(batch, None)
         instance.in_flight.clear()
         self._batcher.worker_lost(instance.handle, now)
+        self._tell_retired(instance)
         self._on_instance_lost(instance, reason)
         self._pump()
 
     def remove_instance(self, instance: Instance) -> None:
         """No more batches to it; used when the version is drained."""
         self._batcher.remove_worker(instance.handle)
+
+    async def retire_instance(self, instance: Instance) -> None:
+        """No more batches to it; returns when those it has are answered, or it is lost."""
+        self.remove_instance(instance)
+        while instance.in_flight and instance.handle in self.instances:
+            emptied = self._loop.create_future()
+            self._retiring[instance.handle] = emptied
+            await emptied
+
+    def _tell_retired(self, instance: Instance) -> None:
+        emptied = self._retiring.pop(instance.handle, None)
+        if emptied is not None and not emptied.done():
+            emptied.set_result(None)
 
     def close(self) -> None:
         """Stop the timers. Nothing waits any more, or `fail_all` was called."""

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.config import EnginesConfig, GovernorConfig, RepositoryConfig, WorkersConfig
 from appliance.core.errors import ApplianceError, ErrorCode
-from appliance.core.request import InferenceRequest, InferenceResponse, ModelName
+from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.tensor import DataType, Tensor
 from appliance.core.thermal import DeviceSample, Level, ThermalSample
 from appliance.lifecycle.compilation import ModelCompiler
@@ -101,7 +101,7 @@ async def test_critical_serves_the_highest_class_and_what_cooled_down_serves_eve
 
 
 async def test_fewer_and_smaller_batches_run_when_it_is_squeezed(box: Box) -> None:
-    scheduler = box.manager.resolve(ModelName("echo"), "").scheduler  # type: ignore[arg-type]
+    scheduler = box.manager.resolve(ModelName("echo"), Version("")).scheduler
     assert scheduler is not None
     assert scheduler.coalesce_rows == 8
     box.at(86.0)
@@ -133,3 +133,31 @@ async def test_a_build_waits_while_it_is_warm_and_says_why(box: Box, tmp_path: P
     assert "waiting: GPU 0 is at 80 °C" in said[0].phase
     box.at(50.0, seconds=120)
     await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_worker_is_recycled_under_load_without_losing_a_request(box: Box) -> None:
+    version = box.manager.resolve(ModelName("echo"), Version(""))
+    assert version.scheduler is not None
+    old = {instance.link.pid for instance in version.scheduler.instances.values()}
+    stop = asyncio.Event()
+    answered = 0
+
+    async def client() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            await box.ask(1)
+            answered += 1
+
+    clients = [asyncio.create_task(client()) for _ in range(16)]
+    for instance in list(version.scheduler.instances.values()):
+        await version.recycle(instance, "a test")
+    for _ in range(100):
+        await box.ask(1)
+    stop.set()
+    await asyncio.gather(*clients)
+    new = {instance.link.pid for instance in version.scheduler.instances.values()}
+    assert len(new) == 2
+    assert not new & old
+    assert answered > 16
+    assert version.statistics.fail.count == 0
+    assert [event.topic for event in box.events if event.topic.startswith("worker.")] == ["worker.recycled"] * 2
