@@ -23,6 +23,7 @@ from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from appliance.lifecycle.leaks import LeakWatch
     from appliance.lifecycle.manager import Manager
     from appliance.scheduling.governor import Governor
     from appliance.service import Service
@@ -56,6 +57,7 @@ class Daemon:
         self._manager: Manager | None = None
         self._service: Service | None = None
         self._governor: Governor | None = None
+        self._leaks: LeakWatch | None = None
         self._http: HttpTransport | None = None
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
@@ -77,7 +79,9 @@ class Daemon:
 
     async def _start(self, begun: float) -> None:
         from appliance.core.memory_budget import HOST, MemoryBudget
+        from appliance.core.slope import SlopePolicy
         from appliance.lifecycle.compilation import ModelCompiler, engines_path
+        from appliance.lifecycle.leaks import LeakWatch
         from appliance.lifecycle.manager import Manager
         from appliance.lifecycle.memory import ModelMemory, host_capacity
         from appliance.lifecycle.repository import Repository
@@ -113,6 +117,9 @@ class Daemon:
             ),
         )
         self._service = Service(self._manager, events, self._governor)
+        self._leaks = LeakWatch(
+            self._manager.generations, events, SlopePolicy(limit_bytes_per_h=config.memory.leak_mb_per_h * (1 << 20))
+        )
         names = self._manager.start()
         if config.http.enabled:
             from appliance.observability.metrics import Metrics
@@ -220,6 +227,8 @@ class Daemon:
         last = ""
         while True:
             self._service.tick(time.monotonic())
+            if self._leaks is not None:
+                self._leaks.tick(time.monotonic())
             systemd.watchdog()
             line = self._service.status_line()
             if line != last:
@@ -233,6 +242,8 @@ class Daemon:
         systemd.stopping()
         if self._service is not None:
             self._service.draining = True
+        if self._leaks is not None:
+            await self._leaks.close()
         if self._manager is not None:
             closing = asyncio.create_task(self._manager.close(self._config.drain_timeout_s), name="drain")
             hurry = asyncio.create_task(self._hurry.wait(), name="hurry")

@@ -130,6 +130,7 @@ class WorkerManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     busy_poll_us: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 600
     max_output_bytes: Positive = 256 << 20
     evictable: bool = False
+    recycle: bool = True
 
 
 class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

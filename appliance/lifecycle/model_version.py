@@ -307,6 +307,10 @@ class ModelVersion:
         if self.state is not ModelState.READY or scheduler is None:
             self._supervisor.close_instance(fresh)
             raise self.not_ready()
+        if instance.handle not in scheduler.instances:
+            # it died meanwhile, and is being replaced the other way
+            self._supervisor.close_instance(fresh)
+            return
         scheduler.add_instance(fresh)
         await scheduler.retire_instance(instance)
         if instance.handle in scheduler.instances:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from appliance.config import EnginesConfig, GovernorConfig, RepositoryConfig, WorkersConfig
 from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
+from appliance.core.slope import SlopePolicy
 from appliance.core.tensor import DataType, Tensor
 from appliance.core.thermal import DeviceSample, Level, ThermalSample
 from appliance.lifecycle.compilation import ModelCompiler
 from appliance.lifecycle.compiler import BuildProgress
+from appliance.lifecycle.leaks import LeakWatch
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.repository import Repository
 from appliance.observability.events import Event, EventBus
@@ -161,3 +164,31 @@ async def test_a_worker_is_recycled_under_load_without_losing_a_request(box: Box
     assert answered > 16
     assert version.statistics.fail.count == 0
     assert [event.topic for event in box.events if event.topic.startswith("worker.")] == ["worker.recycled"] * 2
+
+
+async def test_a_leak_is_told_and_the_worker_recycled_with_a_day_in_a_moment(box: Box) -> None:
+    """The front and one worker leak 20 MiB an hour; the other worker does not, and stays."""
+    version = box.manager.resolve(ModelName("echo"), Version(""))
+    assert version.scheduler is not None
+    leaking, sound = (instance.link.pid for instance in version.scheduler.instances.values())
+    now = 0.0
+    watch = LeakWatch(
+        box.manager.generations,
+        box.service._events,
+        SlopePolicy(),
+        read=lambda pid: int((100 + (20 * now / 3600 if pid in (leaking, os.getpid()) else 0)) * 2**20),
+    )
+    recycled = asyncio.Event()
+    box.service.subscribe(lambda event: recycled.set() if event.topic == "worker.recycled" else None)
+    while now < 5 * 3600:
+        now += 30
+        watch.tick(now)
+    await asyncio.wait_for(recycled.wait(), 30)
+    await watch.close()
+    told = [(event.data["process"], event.data["pid"]) for event in box.events if event.topic == "memory.leak"]
+    assert told == [("front", os.getpid()), ("echo/1", leaking)]
+    left = {instance.link.pid for instance in version.scheduler.instances.values()}
+    assert sound in left
+    assert leaking not in left
+    assert len(left) == 2
+    await box.ask()
