@@ -114,6 +114,36 @@ class RecorderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_size_mb: Annotated[int, msgspec.Meta(ge=8)] = 256
 
 
+class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Heat. Margins are degrees below the slowdown temperature, and fall from `warm_margin_c` to `critical_margin_c`.
+
+    WARM holds back builds and explanations, HOT refuses priorities from `low_priority` on, then narrows concurrency and batches,
+    CRITICAL serves only priorities up to `critical_priority`, or nobody.
+    """
+
+    enabled: bool = True
+    warm_margin_c: Annotated[float, msgspec.Meta(gt=0, le=60)] = 12.0
+    hot_margin_c: Annotated[float, msgspec.Meta(gt=0, le=60)] = 7.0
+    critical_margin_c: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
+    hysteresis_c: Annotated[float, msgspec.Meta(gt=0, le=30)] = 3.0
+    dwell_s: Seconds = 20.0
+    max_dwell_s: Seconds = 900.0
+    lookahead_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 20.0
+    blind_s: Seconds = 30.0
+    assumed_limit_c: Annotated[float, msgspec.Meta(ge=40, le=150)] = 90.0
+    low_priority: Annotated[int, msgspec.Meta(ge=2, le=16)] = 9
+    critical: Literal["highest-class", "stop"] = "highest-class"
+    critical_priority: Annotated[int, msgspec.Meta(ge=1, le=15)] = 1
+
+
+class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory of the models: reserved before a load, corrected after it. Megabytes are 2**20 bytes."""
+
+    enabled: bool = True
+    host_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
+    leak_mb_per_h: Annotated[float, msgspec.Meta(gt=0)] = 8.0
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -132,6 +162,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: WorkersConfig = WorkersConfig()
     engines: EnginesConfig = EnginesConfig()
     recorder: RecorderConfig = RecorderConfig()
+
+    governor: GovernorConfig = GovernorConfig()
+    memory: MemoryConfig = MemoryConfig()
     log: LogConfig = LogConfig()
 
 
@@ -282,6 +315,18 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         and not free
     ):
         found.append(("zmq.events_tcp", "zmq.tcp and zmq.events_tcp are the same endpoint"))
+    heat = config.governor
+    if not heat.warm_margin_c > heat.hot_margin_c > heat.critical_margin_c:
+        found.append(("governor.hot_margin_c", "the governor's margins must fall: warm, then hot, then critical"))
+    if heat.critical_priority >= heat.low_priority:
+        found.append(
+            (
+                "governor.critical_priority",
+                "governor.critical_priority must be a smaller number than governor.low_priority",
+            )
+        )
+    if heat.dwell_s > heat.max_dwell_s:
+        found.append(("governor.dwell_s", "governor.dwell_s is larger than governor.max_dwell_s"))
     if config.workers.backoff_initial_s > config.workers.backoff_max_s:
         found.append(("workers.backoff_initial_s", "workers.backoff_initial_s is larger than workers.backoff_max_s"))
     if config.repository.load == "all" and config.repository.models:

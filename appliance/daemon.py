@@ -23,9 +23,11 @@ from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from appliance.lifecycle.leaks import LeakWatch
     from appliance.lifecycle.manager import Manager
     from appliance.observability.events import EventBus
     from appliance.recording.recorder import Recorder
+    from appliance.scheduling.governor import Governor
     from appliance.service import Records, Service
     from appliance.transports.http import HttpTransport
     from appliance.transports.zmq import ZmqTransport
@@ -56,6 +58,8 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._manager: Manager | None = None
         self._service: Service | None = None
+        self._governor: Governor | None = None
+        self._leaks: LeakWatch | None = None
         self._http: HttpTransport | None = None
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
@@ -79,10 +83,15 @@ class Daemon:
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
+        from appliance.core.memory_budget import HOST, MemoryBudget
+        from appliance.core.slope import SlopePolicy
         from appliance.lifecycle.compilation import ModelCompiler, engines_path
+        from appliance.lifecycle.leaks import LeakWatch
         from appliance.lifecycle.manager import Manager
+        from appliance.lifecycle.memory import ModelMemory, host_capacity
         from appliance.lifecycle.repository import Repository
         from appliance.observability.events import EventBus
+        from appliance.scheduling.governor import Governor, policy_of
         from appliance.service import Service
 
         config = self._config
@@ -90,6 +99,9 @@ class Daemon:
         self._install_signals()
         events = EventBus()
         records = self._record(events) if config.recorder.enabled else None
+
+        if config.governor.enabled:
+            self._governor = Governor(policy_of(config.governor), events)
         self._manager = Manager(
             Repository(Path(config.repository.path)),
             self._supervisor,
@@ -97,9 +109,24 @@ class Daemon:
             config=config.repository,
             workers=config.workers,
             drain_timeout_s=config.drain_timeout_s,
-            compiler=ModelCompiler(engines_path(config), config.engines) if config.engines.enabled else None,
+            compiler=(
+                ModelCompiler(engines_path(config), config.engines, self._governor) if config.engines.enabled else None
+            ),
+            governor=self._governor,
+            memory=(
+                ModelMemory(
+                    MemoryBudget({HOST: host_capacity(config.memory.host_reserve_mb)}),
+                    events,
+                    peaks=engines_path(config) / "memory-peaks.json",
+                )
+                if config.memory.enabled
+                else None
+            ),
         )
-        self._service = Service(self._manager, events)
+        self._service = Service(self._manager, events, self._governor)
+        self._leaks = LeakWatch(
+            self._manager.generations, events, SlopePolicy(limit_bytes_per_h=config.memory.leak_mb_per_h * (1 << 20))
+        )
         names = self._manager.start()
         if config.http.enabled:
             from appliance.observability.metrics import Metrics
@@ -231,6 +258,8 @@ class Daemon:
         last = ""
         while True:
             self._service.tick(time.monotonic())
+            if self._leaks is not None:
+                self._leaks.tick(time.monotonic())
             systemd.watchdog()
             line = self._service.status_line()
             if line != last:
@@ -244,6 +273,8 @@ class Daemon:
         systemd.stopping()
         if self._service is not None:
             self._service.draining = True
+        if self._leaks is not None:
+            await self._leaks.close()
         if self._manager is not None:
             closing = asyncio.create_task(self._manager.close(self._config.drain_timeout_s), name="drain")
             hurry = asyncio.create_task(self._hurry.wait(), name="hurry")

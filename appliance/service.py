@@ -32,6 +32,7 @@ from appliance.core.states import ModelState, public_state
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
+from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Job
 
 __all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Records", "Service", "Ticket"]
@@ -147,7 +148,8 @@ RECENT_TICKS = 30
 class Service:
     """The real one: admission by state, everything else by the manager and its versions."""
 
-    def __init__(self, manager: Manager, events: EventBus) -> None:
+    def __init__(self, manager: Manager, events: EventBus, governor: Governor | None = None) -> None:
+        self._governor = governor
         self.draining = False
         self._manager = manager
         self._events = events
@@ -265,6 +267,9 @@ class Service:
         if self._ticks % RECENT_TICKS == 0:
             for generation in self._manager.generations():
                 generation.statistics.recent_times.turn()
+
+        if self._governor is not None:
+            self._governor.tick(now)
         refused, self._refused = self._refused, Counter()
         for (model, code), count in refused.items():
             self._events.publish("requests.refused", model=model, code=str(code), count=count)
@@ -304,6 +309,7 @@ class Service:
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "requests_per_s": round(self.requests_per_s, 1),
                 "events": dict(self._events.counts),
+                **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
             },
         }
 
