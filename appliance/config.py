@@ -102,6 +102,13 @@ class EnginesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class SensorsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the box measures of itself. What hardly changes is read at most once a second, whatever the interval."""
+
+    interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=60.0)] = 1.0
+    deadline_s: Seconds = 2.0
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -119,6 +126,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     repository: RepositoryConfig = RepositoryConfig()
     workers: WorkersConfig = WorkersConfig()
     engines: EnginesConfig = EnginesConfig()
+    sensors: SensorsConfig = SensorsConfig()
     log: LogConfig = LogConfig()
 
 

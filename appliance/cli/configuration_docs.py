@@ -55,6 +55,8 @@ DESCRIPTIONS: dict[str, str] = {
     "engines.path": "Where engines are kept. Empty: engines/ in $STATE_DIRECTORY, else .engines/ in the repository.",
     "engines.max_size_mb": "Beyond this the least recently used engines are removed; those in use stay.",
     "engines.memory_limit_mb": "A build that takes more memory than this fails, and says so; 0: no limit.",
+    "sensors.interval_s": "How often GPU, host and processes are sampled.",
+    "sensors.deadline_s": "A sensor that has not answered for this long is reported missing, with how long it has been silent.",
     "log.format": "auto: readable on a terminal, JSON lines elsewhere.",
     "log.level": "What is logged.",
     "engine": "Empty: the fastest that this box has for the device; ONNX Runtime serves while TensorRT builds.",

@@ -17,9 +17,10 @@ from appliance.core.readings import Part, Reading, measured, missing
 
 
 class Sampler(Protocol):
-    """`name` names its thread. Called only on that thread, from `open` to `close`."""
+    """`name` names its thread, the only one that calls it. It has nothing new within `period_s` (0: it always has)."""
 
     name: str
+    period_s: float
 
     def sample(self, now_s: float) -> Part:
         """Everything this sampler reads, at monotonic `now_s`. May hang; must not raise."""

@@ -23,6 +23,7 @@ class BoardSampler:
     """`jetson` readings ride along where the board is one."""
 
     name = "board"
+    period_s = 1.0
 
     def __init__(self, *, root: Path = Path("/")) -> None:
         self._root = root

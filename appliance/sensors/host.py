@@ -26,6 +26,7 @@ class HostSampler:
     """`wanted` is set from the loop before each sample: name -> pid of our processes."""
 
     name = "host"
+    period_s = 0.0
 
     def __init__(self, *, root: Path = Path("/"), clock: ClockWatch | None = None) -> None:
         self._root = root

@@ -13,7 +13,7 @@ import queue
 import threading
 
 from appliance.core.readings import Part
-from appliance.sensors.base import Sampler
+from appliance.sensors.base import Every, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Lane:
         self.answered = asyncio.Event()
         self.failures = 0
         self._sampler = sampler
+        self._period = Every(sampler.period_s)
         self._asked_s: float | None = None
         self._questions: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -39,8 +40,8 @@ class Lane:
         self._thread.start()
 
     def ask(self, now_s: float) -> bool:
-        """Ask for a sample; False while the last question is still open."""
-        if self._asked_s is not None:
+        """Ask for a sample; False while the last question is still open, or there can be nothing new."""
+        if self._asked_s is not None or not self._period.due(now_s):
             return False
         self._asked_s = now_s
         self.answered.clear()

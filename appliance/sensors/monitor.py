@@ -117,10 +117,11 @@ class Monitor:
             if isinstance(sampler, HostSampler):
                 sampler.wanted = wanted
         # a lane that was late before is not waited for again
-        asked = [lane.answered.wait() for lane in self._lanes if lane.ask(started)]
-        if asked:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*asked), min(self._deadline_s, self._interval_s / 2))
+        asked = [lane for lane in self._lanes if lane.ask(started)]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._deadline_s, self._interval_s / 2)):
+                for lane in asked:
+                    await lane.answered.wait()
         now = self._clock()
         parts = [self._part(lane, now) for lane in self._lanes]
         self._number += 1

@@ -7,7 +7,6 @@ touched again until `reopen`: every call to it would fail, and some hang. Knows 
 from __future__ import annotations
 
 import os
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,90 +26,11 @@ from appliance.core.readings import (
     missing,
 )
 from appliance.sensors import nvml_calls as nvml
+from appliance.sensors import nvml_tables as tables
 from appliance.sensors.base import Every, UnreadableError, read_text
 from appliance.sensors.drift import drift
 from appliance.sensors.memory import memory_info
 from appliance.sensors.nvml_calls import Calls, RefusedError
-
-MAX_GPUS = 64
-NONE = 0xFFFFFFFF
-NO_VALUE = 0xFFFFFFFFFFFFFFFF
-INTEGRATED = re.compile(r"\b(GB10|Thor|Orin|Xavier|Tegra|nvgpu)\b", re.IGNORECASE)
-"""Names of GPUs that share the host's memory. No answer of NVML tells it for sure: a failing card, too, says "not supported"."""
-
-THROTTLE = (
-    (0x4, "SwPowerCap"),
-    (0x8, "HwSlowdown"),
-    (0x20, "SwThermalSlowdown"),
-    (0x40, "HwThermalSlowdown"),
-    (0x80, "HwPowerBrakeSlowdown"),
-)
-"""Bits of the clocks' event reasons that mean trouble; idling and chosen clocks are left out (nvml.h)."""
-
-RECOVERY = {
-    1: ("needs a reset", "Stop the appliance, run `nvidia-smi --gpu-reset`, and start it again."),
-    2: ("needs a reboot", "Reboot the box."),
-    3: ("must be freed of peer traffic", "Stop the appliance and start it again."),
-    4: ("must be freed and reset", "Stop the appliance, run `nvidia-smi --gpu-reset`, and start it again."),
-    5: ("needs its IMEX domain recovered", "Restart the IMEX service."),
-    6: ("needs a reset of its bus", "Stop the appliance, run `nvidia-smi --gpu-reset`; if that is refused, reboot."),
-    7: ("needs a reboot", "Reboot the box."),
-}
-LOST_ACTION = "Reboot the box. If it comes back, check the card's seat, its power cables and the power supply."
-RESET_ACTION = "Stop the appliance, run `nvidia-smi --gpu-reset`, and start it again; if that is refused, reboot."
-
-QUICK: tuple[tuple[Quantity, float, tuple[tuple[str, tuple[Any, ...]], ...]], ...] = (
-    (q.GPU_TEMPERATURE, 1, (("nvmlDeviceGetTemperatureV", (0,)), ("nvmlDeviceGetTemperature", (0,)))),
-    (q.GPU_MARGIN, 1, (("nvmlDeviceGetMarginTemperature", ()),)),
-    (q.GPU_CLOCK_GRAPHICS, 1, (("nvmlDeviceGetClockInfo", (0,)),)),
-    (q.GPU_CLOCK_SM, 1, (("nvmlDeviceGetClockInfo", (1,)),)),
-    (q.GPU_CLOCK_MEMORY, 1, (("nvmlDeviceGetClockInfo", (2,)),)),
-    (q.GPU_POWER, 1e-3, (("nvmlDeviceGetPowerUsage", ()),)),
-    (
-        q.GPU_EVENT_REASONS,
-        1,
-        (("nvmlDeviceGetCurrentClocksEventReasons", ()), ("nvmlDeviceGetCurrentClocksThrottleReasons", ())),
-    ),
-)
-EVERY_SECOND: tuple[tuple[Quantity, float, tuple[tuple[str, tuple[Any, ...]], ...]], ...] = (
-    (q.GPU_ENERGY, 1e-3, (("nvmlDeviceGetTotalEnergyConsumption", ()),)),
-    (q.GPU_PERFORMANCE_STATE, 1, (("nvmlDeviceGetPerformanceState", ()), ("nvmlDeviceGetPowerState", ()))),
-    (q.GPU_PCIE_REPLAYS, 1, (("nvmlDeviceGetPcieReplayCounter", ()),)),
-    (q.GPU_PCIE_GENERATION, 1, (("nvmlDeviceGetCurrPcieLinkGeneration", ()),)),
-    (q.GPU_PCIE_WIDTH, 1, (("nvmlDeviceGetCurrPcieLinkWidth", ()),)),
-    (q.GPU_ECC_CORRECTED, 1, (("nvmlDeviceGetTotalEccErrors", (0, 0)),)),
-    (q.GPU_ECC_UNCORRECTED, 1, (("nvmlDeviceGetTotalEccErrors", (1, 0)),)),
-)
-EVERY_MINUTE: tuple[tuple[Quantity, float, tuple[tuple[str, tuple[Any, ...]], ...]], ...] = (
-    (q.GPU_SHUTDOWN, 1, (("nvmlDeviceGetTemperatureThreshold", (0,)),)),
-    (q.GPU_SLOWDOWN, 1, (("nvmlDeviceGetTemperatureThreshold", (1,)),)),
-    (q.GPU_MEMORY_MAX, 1, (("nvmlDeviceGetTemperatureThreshold", (2,)),)),
-    (q.GPU_MAX, 1, (("nvmlDeviceGetTemperatureThreshold", (3,)),)),
-    (q.GPU_POWER_LIMIT, 1e-3, (("nvmlDeviceGetEnforcedPowerLimit", ()),)),
-    (q.GPU_CLOCK_SM_MAX, 1, (("nvmlDeviceGetMaxClockInfo", (1,)),)),
-    (q.GPU_PCIE_GENERATION_MAX, 1, (("nvmlDeviceGetMaxPcieLinkGeneration", ()),)),
-    (q.GPU_PCIE_WIDTH_MAX, 1, (("nvmlDeviceGetMaxPcieLinkWidth", ()),)),
-)
-ROWS = (q.GPU_ROWS_CORRECTED, q.GPU_ROWS_UNCORRECTED, q.GPU_ROWS_PENDING, q.GPU_ROWS_FAILED)
-MEMORY = (
-    (q.GPU_MEMORY_TOTAL, "total"),
-    (q.GPU_MEMORY_USED, "used"),
-    (q.GPU_MEMORY_FREE, "free"),
-    (q.GPU_MEMORY_RESERVED, "reserved"),
-)
-DURATIONS = (q.GPU_SW_THERMAL_TIME, q.GPU_HW_THERMAL_TIME, q.GPU_HW_BRAKE_TIME)
-
-
-def duration_fields(driver: str) -> tuple[int, int, int] | None:
-    """The field numbers of the three slowdown times for that driver; None where nobody knows them.
-
-    NVIDIA renumbered them: 251 to 253 in nvidia-ml-py 13.580, 269 to 271 in 13.615, where 251 is about power smoothing.
-    """
-    match = re.match(r"(\d+)\.", driver)
-    major = int(match[1]) if match else 0
-    if major >= 615:
-        return (269, 270, 271)
-    return (251, 252, 253) if 570 <= major <= 580 else None
 
 
 class _Card:
@@ -118,7 +38,7 @@ class _Card:
 
     def __init__(self, index: int, handle: Any, uuid: str, name: str) -> None:
         self.index, self.handle, self.uuid, self.name = index, handle, uuid, name
-        self.integrated = bool(INTEGRATED.search(name))
+        self.integrated = bool(tables.INTEGRATED.search(name))
         self.readings: dict[str, Reading] = {}
         self.processes: tuple[GpuProcess, ...] = ()
         self.mig: tuple[MigInstance, ...] = ()
@@ -129,6 +49,7 @@ class NvmlSampler:
     """`sample` answers for every GPU that was ever seen since `reopen`. `root`: where /proc and /sys are."""
 
     name = "nvml"
+    period_s = 0.0
 
     def __init__(self, *, root: Path = Path("/"), slow_period_s: float = 60.0, retry_s: float = 30.0) -> None:
         self._root = root
@@ -175,7 +96,7 @@ class NvmlSampler:
                 self._read(self._calls, card, now_s, second=second, slow=slow)
             readings.update(card.readings)
         gpus = tuple(self._gpu(card) for card in self._cards)
-        return Part(readings, gpus, (*self._findings.values(), *_findings(gpus, readings)))
+        return Part(readings, gpus, (*self._findings.values(), *tables.findings(gpus, readings)))
 
     def close(self) -> None:
         """Shut the library down."""
@@ -210,11 +131,11 @@ class NvmlSampler:
             self._note(code, None)
         self._slow.reset()
         before = {card.uuid: card for card in self._cards}
-        self._cards = [self._found(calls, index, now_s) for index in range(min(count, MAX_GPUS))]
+        self._cards = [self._found(calls, index, now_s) for index in range(min(count, tables.MAX_GPUS))]
         present = {card.uuid for card in self._cards}
         for uuid, card in before.items():
             if uuid not in present and not any(one.index == card.index for one in self._cards):
-                self._end(card, GpuState.ABSENT, "the driver no longer lists this GPU", LOST_ACTION, now_s)
+                self._end(card, GpuState.ABSENT, "the driver no longer lists this GPU", tables.LOST_ACTION, now_s)
                 self._cards.append(card)
 
     def _refused(self, error: RefusedError, calls: Calls, now_s: float) -> None:
@@ -242,7 +163,7 @@ class NvmlSampler:
             handle = calls.plain(api.nvmlDeviceGetHandleByIndex, index)
         except RefusedError as error:
             card = _Card(index, None, "", f"GPU {index}")
-            self._end(card, GpuState.LOST, str(error), LOST_ACTION, now_s)
+            self._end(card, GpuState.LOST, str(error), tables.LOST_ACTION, now_s)
             return card
         texts = []
         for name, fallback in (("nvmlDeviceGetUUID", f"index-{index}"), ("nvmlDeviceGetName", f"GPU {index}")):
@@ -255,15 +176,15 @@ class NvmlSampler:
     def _read(self, calls: Calls, card: _Card, now_s: float, *, second: bool, slow: bool) -> None:
         card.state, card.reason, card.action = GpuState.OK, "", ""
         try:
-            self._numbers(calls, card, QUICK, now_s)
+            self._numbers(calls, card, tables.QUICK, now_s)
             self._pair(calls, card, now_s)
             if second:
-                self._numbers(calls, card, EVERY_SECOND, now_s)
+                self._numbers(calls, card, tables.EVERY_SECOND, now_s)
                 self._fields(calls, card, now_s)
                 self._instances(calls, card, now_s)
                 self._memory(calls, card, now_s)
             if slow:
-                self._numbers(calls, card, EVERY_MINUTE, now_s)
+                self._numbers(calls, card, tables.EVERY_MINUTE, now_s)
                 self._fans_and_rows(calls, card, now_s)
             elif second:
                 self._fans_and_rows(calls, card, now_s)
@@ -275,7 +196,7 @@ class NvmlSampler:
         if error.code == nvml.LOST:
             raise error
         if error.code == nvml.RESET_REQUIRED:
-            card.state, card.reason, card.action = GpuState.RESET_REQUIRED, str(error), RESET_ACTION
+            card.state, card.reason, card.action = GpuState.RESET_REQUIRED, str(error), tables.RESET_ACTION
 
     def _numbers(self, calls: Calls, card: _Card, table: Any, now_s: float) -> None:
         for quantity, scale, alternatives in table:
@@ -321,7 +242,7 @@ class NvmlSampler:
             ("nvmlDeviceGetMemoryInfo", (card.handle, calls.api.nvmlMemory_v2)),
             ("nvmlDeviceGetMemoryInfo", (card.handle,)),
         )
-        self._group(calls, card, now_s, MEMORY, *ways)
+        self._group(calls, card, now_s, tables.MEMORY, *ways)
 
     def _fans_and_rows(self, calls: Calls, card: _Card, now_s: float) -> None:
         try:
@@ -338,7 +259,7 @@ class NvmlSampler:
             except RefusedError as error:
                 self._refusal(card, error)
                 card.readings[name] = missing(quantity, str(error), now_s)
-        rows = tuple((quantity, number) for number, quantity in enumerate(ROWS))
+        rows = tuple((quantity, number) for number, quantity in enumerate(tables.ROWS))
         self._group(calls, card, now_s, rows, ("nvmlDeviceGetRemappedRows", (card.handle,)))
 
     def _fields(self, calls: Calls, card: _Card, now_s: float) -> None:
@@ -348,11 +269,11 @@ class NvmlSampler:
             74: (q.GPU_SW_POWER_TIME, 1e-9),
             230: (q.GPU_RECOVERY_ACTION, 1.0),
         }
-        numbers = duration_fields(self._driver)
+        numbers = tables.duration_fields(self._driver)
         if numbers is not None:
-            wanted |= {number: (quantity, 1e-9) for number, quantity in zip(numbers, DURATIONS, strict=True)}
+            wanted |= {number: (quantity, 1e-9) for number, quantity in zip(numbers, tables.DURATIONS, strict=True)}
         else:
-            for quantity in DURATIONS:
+            for quantity in tables.DURATIONS:
                 reason = f"nobody knows where driver {self._driver} keeps it"
                 card.readings[quantity.name(card.index)] = missing(quantity, reason, now_s)
         try:
@@ -416,15 +337,15 @@ class NvmlSampler:
         return tuple(
             GpuProcess(
                 int(one.pid),
-                None if one.usedGpuMemory in (None, NO_VALUE) else int(one.usedGpuMemory),
-                None if one.gpuInstanceId in (None, NONE) else int(one.gpuInstanceId),
-                None if one.computeInstanceId in (None, NONE) else int(one.computeInstanceId),
+                None if one.usedGpuMemory in (None, tables.NO_VALUE) else int(one.usedGpuMemory),
+                None if one.gpuInstanceId in (None, tables.NONE) else int(one.gpuInstanceId),
+                None if one.computeInstanceId in (None, tables.NONE) else int(one.computeInstanceId),
             )
             for one in found
         )
 
     def _lose(self, card: _Card, reason: str, now_s: float) -> None:
-        self._end(card, GpuState.LOST, reason, LOST_ACTION, now_s)
+        self._end(card, GpuState.LOST, reason, tables.LOST_ACTION, now_s)
 
     def _end(self, card: _Card, state: GpuState, reason: str, action: str, now_s: float) -> None:
         card.state, card.reason, card.action = state, reason, action
@@ -436,7 +357,7 @@ class NvmlSampler:
     def _gpu(self, card: _Card) -> Gpu:
         bits = card.readings.get(q.GPU_EVENT_REASONS.name(card.index))
         value = int(bits.value) if bits is not None and bits.value is not None else 0
-        throttle = tuple(name for bit, name in THROTTLE if value & bit)
+        throttle = tuple(name for bit, name in tables.THROTTLE if value & bit)
         return Gpu(
             card.index,
             card.uuid,
@@ -479,26 +400,3 @@ def unified_memory(index: int, processes: tuple[GpuProcess, ...], root: Path, no
     reserved = q.GPU_MEMORY_RESERVED
     readings[reserved.name(index)] = missing(reserved, "the memory is the host's", now_s)
     return readings
-
-
-def _findings(gpus: tuple[Gpu, ...], readings: dict[str, Reading]) -> list[Finding]:
-    found = []
-    for gpu in gpus:
-        subject = f"gpu.{gpu.index}"
-        if gpu.state is not GpuState.OK:
-            code = "gpu-" + gpu.state.lower().replace("_", "-")
-            found.append(Finding(code, Severity.CRITICAL, subject, f"{gpu.name}: {gpu.reason}", gpu.action))
-        asked = readings.get(q.GPU_RECOVERY_ACTION.name(gpu.index))
-        if asked is not None and asked.value and (words := RECOVERY.get(int(asked.value))):
-            found.append(Finding("gpu-recovery", Severity.CRITICAL, subject, f"{gpu.name} {words[0]}", words[1]))
-        for quantity, code, text in (
-            (q.GPU_ROWS_PENDING, "gpu-rows-pending", "a damaged memory row is replaced at the next reset"),
-            (q.GPU_ROWS_FAILED, "gpu-rows-failed", "a damaged memory row could not be replaced"),
-        ):
-            flag = readings.get(quantity.name(gpu.index))
-            if flag is not None and flag.value:
-                failed = quantity is q.GPU_ROWS_FAILED
-                action = "Have the card replaced." if failed else "Reset the GPU or reboot at the next chance."
-                severity = Severity.CRITICAL if failed else Severity.WARNING
-                found.append(Finding(code, severity, subject, f"{gpu.name}: {text}", action))
-    return found

@@ -77,6 +77,7 @@ class StorageSampler:
         self._folders = dict(folders)
         self._root = root
         self._read_smart = read_smart
+        self.period_s = period_s
         self._period, self._wear_period = Every(period_s), Every(wear_period_s)
         self._readings: dict[str, Reading] = {}
         self._findings: tuple[Finding, ...] = ()

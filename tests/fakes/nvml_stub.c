@@ -230,7 +230,7 @@ int nvmlEventSetFree(void *set) { free(set); return OK; }
 int nvmlDeviceRegisterEvents(Dev d, u64 types, void *set) { (void)types, (void)set; return begin(d->gpu, __func__); }
 int nvmlEventSetWait_v2(void *set, struct event *e, u32 ms) {
     (void)set;
-    for (u32 waited = 0;; waited += 5) {
+    for (u32 waited = 0;; waited += 20) {
         char key[32], value[96];
         int error = begin(-1, __func__), gpu;
         if (error) return error;
@@ -241,6 +241,6 @@ int nvmlEventSetWait_v2(void *set, struct event *e, u32 ms) {
             return OK;
         }
         if (waited >= ms) return TIMED_OUT;
-        usleep(5000);
+        usleep(20000);
     }
 }

@@ -30,6 +30,7 @@ class Hanging:
     """Answers while `free` is set."""
 
     name = "nvml"
+    period_s = 0.0
 
     def __init__(self) -> None:
         self.free = threading.Event()
@@ -47,6 +48,7 @@ class Hanging:
 
 class Broken:
     name = "broken"
+    period_s = 0.0
 
     def sample(self, now_s: float) -> Part:
         raise RuntimeError("a bug")

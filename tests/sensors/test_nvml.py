@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.core.readings import GpuState, Part
-from appliance.sensors import nvml
-from appliance.sensors.nvml import NvmlSampler, duration_fields
+from appliance.sensors.nvml import NvmlSampler
+from appliance.sensors.nvml_tables import RECOVERY, duration_fields
 from tests.fakes.nvml import LOST, MISMATCH, NO_DRIVER, NOT_SUPPORTED, RESET_REQUIRED, UNKNOWN, StubNvml
 
 KEYS = (
@@ -262,4 +262,4 @@ def test_the_slowdown_times_are_read_where_the_driver_keeps_them() -> None:
 
 
 def test_every_remedy_of_the_driver_has_words() -> None:
-    assert sorted(nvml.RECOVERY) == [1, 2, 3, 4, 5, 6, 7]
+    assert sorted(RECOVERY) == [1, 2, 3, 4, 5, 6, 7]
