@@ -37,6 +37,10 @@ async def measure(interval_s: float, seconds: float) -> dict[str, float]:
     cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
     await monitor.close()
     values = [reading.value for reading in snapshots[-1].readings.values()]
+    bare_s = time.process_time()
+    for _ in range(10):
+        await asyncio.sleep(interval_s)
+    bare_s = time.process_time() - bare_s
     return {
         "hz": 1 / interval_s,
         "snapshots": len(snapshots),
@@ -44,6 +48,7 @@ async def measure(interval_s: float, seconds: float) -> dict[str, float]:
         "with_value": sum(value is not None for value in values),
         "cpu_ms_per_snapshot": round(1000 * cpu_s / len(snapshots), 3),
         "core_percent": round(100 * cpu_s / wall_s, 3),
+        "bare_timer_percent": round(10 * bare_s / interval_s, 3),  # what waking up alone costs on this machine
     }
 
 

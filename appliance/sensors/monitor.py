@@ -110,7 +110,7 @@ class Monitor:
                 sampler.reopen()
 
     async def sample(self) -> Snapshot:
-        """One snapshot now; also what the task does at each interval."""
+        """One snapshot now; what the task does at each interval. Does not wait for what is being sampled already."""
         started = self._clock()
         wanted = self._processes()
         for sampler in self._samplers:

@@ -15,6 +15,9 @@ from appliance.sensors.nvml_events import DriverEvent, NvmlEvents, StormGuard
 from appliance.sensors.xid import XIDS, Remedy, xid
 from tests.fakes.nvml import StubNvml
 
+HASTY_S = 0.02
+"""An interval whose half is not worth waiting for a sampler that a test keeps from answering."""
+
 
 class Clock:
     """Seconds that a test moves on."""
@@ -58,7 +61,7 @@ class Broken:
 
 
 def monitor_of(
-    *samplers: Hanging | Broken | NvmlSampler, clock: Clock, interval_s: float = 0.2, events: bool = False
+    *samplers: Hanging | Broken | NvmlSampler, clock: Clock, interval_s: float = 20.0, events: bool = False
 ) -> Monitor:
     monitor = Monitor(samplers=samplers, clock=clock, interval_s=interval_s, deadline_s=2.0, gpu_events=events)
     for lane in monitor._lanes:
@@ -71,6 +74,7 @@ async def test_a_driver_that_hangs_costs_its_readings_and_no_thread_more() -> No
     monitor = monitor_of(sampler, clock=clock)
     assert (await monitor.sample()).value("gpu.0.power") == 50.0
     sampler.free.clear()
+    monitor._interval_s = HASTY_S
     clock.now_s += 1
     late = await monitor.sample()
     assert (late.value("gpu.0.power"), late.readings["gpu.0.power"].at_s) == (50.0, 100.0)
@@ -84,6 +88,7 @@ async def test_a_driver_that_hangs_costs_its_readings_and_no_thread_more() -> No
     assert [finding.code for finding in silent.findings] == ["sensor-silent"]
     assert threading.active_count() <= threads
     sampler.free.set()
+    monitor._interval_s = 20.0
     await asyncio.wait_for(monitor._lanes[0].answered.wait(), 5)
     back = await monitor.sample()
     assert (back.value("gpu.0.power"), back.gpus[0].state) == (50.0, GpuState.OK)
@@ -133,10 +138,13 @@ async def test_snapshots_come_at_the_interval_and_a_listener_that_raises_stops_n
 
 
 async def test_xid_79_ends_a_gpu_and_xid_31_only_a_process(stub: StubNvml, tmp_path: Path) -> None:
-    monitor = Monitor(samplers=[NvmlSampler(root=tmp_path)], interval_s=5)
+    monitor = Monitor(samplers=[NvmlSampler(root=tmp_path)], interval_s=60)
     events: asyncio.Queue[DriverEvent] = asyncio.Queue()
     monitor.on_event(events.put_nowait)
+    first_snapshot: asyncio.Queue[Snapshot] = asyncio.Queue()
+    monitor.subscribe(first_snapshot.put_nowait)
     monitor.start()
+    await asyncio.wait_for(first_snapshot.get(), 10)
     stub.event(0, 31)
     first = await asyncio.wait_for(events.get(), 10)
     assert (first.kind, first.gpu, first.data) == ("xid", 0, 31)
@@ -156,11 +164,13 @@ async def test_a_real_hang_in_the_driver_is_reported_and_ends(stub: StubNvml, tm
     monitor = monitor_of(NvmlSampler(root=tmp_path), clock=clock)
     await monitor.sample()
     stub.set("0.hang.nvmlDeviceGetPowerUsage", 1)
+    monitor._interval_s = HASTY_S
     await monitor.sample()
     clock.now_s += 7
     snapshot = await monitor.sample()
     assert snapshot.reason("gpu.0.temperature") == "the driver has not answered for 7 s"
     stub.close()
+    monitor._interval_s = 20.0
     await asyncio.wait_for(monitor._lanes[0].answered.wait(), 5)
     assert (await monitor.sample()).value("gpu.0.temperature") == 61
     await monitor.close()
