@@ -144,6 +144,13 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     leak_mb_per_h: Annotated[float, msgspec.Meta(gt=0)] = 8.0
 
 
+class SensorsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the box measures of itself. What hardly changes is read at most once a second, whatever the interval."""
+
+    interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=60.0)] = 1.0
+    deadline_s: Seconds = 2.0
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -162,9 +169,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: WorkersConfig = WorkersConfig()
     engines: EnginesConfig = EnginesConfig()
     recorder: RecorderConfig = RecorderConfig()
-
     governor: GovernorConfig = GovernorConfig()
     memory: MemoryConfig = MemoryConfig()
+    sensors: SensorsConfig = SensorsConfig()
     log: LogConfig = LogConfig()
 
 

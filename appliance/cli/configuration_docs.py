@@ -76,6 +76,8 @@ DESCRIPTIONS: dict[str, str] = {
     "memory.leak_mb_per_h": "A process whose memory grows so steadily for four hours is reported as leaking.",
     "worker.recycle": "Whether a worker that leaks is replaced at a quiet moment; no request is lost.",
     "worker.evictable": "Whether it may be unloaded, when idle, for another model that does not fit. It is loaded again by hand.",
+    "sensors.interval_s": "How often GPU, host and processes are sampled.",
+    "sensors.deadline_s": "A sensor that has not answered for this long is reported missing, with how long it has been silent.",
     "log.format": "auto: readable on a terminal, JSON lines elsewhere.",
     "log.level": "What is logged.",
     "engine": "Empty: the fastest that this box has for the device; ONNX Runtime serves while TensorRT builds.",
