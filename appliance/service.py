@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
@@ -25,15 +25,17 @@ from appliance.core.description import (
     VerificationRecord,
     WorkerDescription,
 )
+from appliance.core.energy import EnergySum
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
+from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Job
 
-__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Service", "Ticket"]
+__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Records", "Service", "Ticket"]
 
 Outcome: TypeAlias = InferenceResponse | ApplianceError
 Done: TypeAlias = Callable[[Outcome], None]
@@ -100,6 +102,29 @@ class InferenceService(Protocol):
         """Call `listener` for every event from now on; the result ends the subscription."""
 
 
+class Records(Protocol):
+    """What was recorded, for the transports. Calls belong in a thread; UNAVAILABLE if it cannot be read."""
+
+    def events(
+        self, *, since: float = ..., until: float = ..., kind: str = ..., limit: int = ..., after_id: int = ...
+    ) -> list[dict[str, Any]]:
+        """The newest events of that time (seconds since 1970), oldest first."""
+
+    def series(self) -> list[str]:
+        """The names of all readings."""
+
+    def history(
+        self, names: Sequence[str], *, since: float, until: float = ..., step_s: float = ..., points: int = ...
+    ) -> dict[str, Any]:
+        """Columns of minimum, mean and maximum by name."""
+
+    def energy(self, *, since: float = ..., until: float = ...) -> list[EnergySum]:
+        """Energy by device and model."""
+
+    def audit(self, *, limit: int = ...) -> dict[str, Any]:
+        """The chain's verdict and its newest entries."""
+
+
 EXTENSIONS = (
     "classification",
     "model_repository",
@@ -123,7 +148,8 @@ RECENT_TICKS = 30
 class Service:
     """The real one: admission by state, everything else by the manager and its versions."""
 
-    def __init__(self, manager: Manager, events: EventBus) -> None:
+    def __init__(self, manager: Manager, events: EventBus, governor: Governor | None = None) -> None:
+        self._governor = governor
         self.draining = False
         self._manager = manager
         self._events = events
@@ -248,6 +274,8 @@ class Service:
         if self._ticks % RECENT_TICKS == 0:
             for generation in self._manager.generations():
                 generation.statistics.recent_times.turn()
+        if self._governor is not None:
+            self._governor.tick(now)
         for (model, code), count in (self._refused - self._refused_before).items():
             self._events.publish("requests.refused", model=model, code=code, count=count)
         self._refused_before = self._refused.copy()
@@ -287,6 +315,7 @@ class Service:
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "requests_per_s": round(self.requests_per_s, 1),
                 "events": dict(self._events.counts),
+                **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
             },
         }
 

@@ -29,7 +29,7 @@ class Quantity(msgspec.Struct, frozen=True):
 
     def name(self, *labels: object) -> str:
         """The dotted name with its labels filled in, in the template's order."""
-        return _filled(self.template, tuple(label(str(text)) for text in labels))
+        return _filled(self.template, labels)
 
 
 def label(text: str) -> str:
@@ -38,8 +38,8 @@ def label(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _filled(template: str, labels: tuple[str, ...]) -> str:
-    parts = iter(labels)
+def _filled(template: str, labels: tuple[object, ...]) -> str:
+    parts = (label(str(text)) for text in labels)
     return re.sub(r"\{\w+\}", lambda _: next(parts), template)
 
 

@@ -99,7 +99,7 @@ def test_the_appliances_own_metrics() -> None:
     assert found["appliance_ready"] == 1
     assert found['appliance_events_total{topic="model.state"}'] == 3
     assert found['appliance_worker_resident_memory_bytes{model="digits",version="3",worker="1"}'] == 123_456_789_012
-    assert found['appliance_worker_restarts{model="digits",version="3"}'] == 1
+    assert found['appliance_worker_restarts_total{model="digits",version="3"}'] == 1
     assert found['appliance_http_responses_total{code="413"}'] == 1
     assert found['appliance_http_refusals_total{reason="body_too_large"}'] == 1
     assert found["appliance_http_connections"] == 2
