@@ -58,6 +58,7 @@ train: ## train the example model anew, in an environment of its own (.venv-trai
 
 docs: $(VENV)/.cpu ## rewrite the generated pages
 	@$(BIN)/appliance config docs > docs/configuration.md
+	@$(BIN)/python -m tools.metrics_docs
 
 lock: $(VENV)/.dev ## pin versions anew (needs uv)
 	@tools/lock

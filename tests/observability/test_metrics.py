@@ -39,7 +39,8 @@ class Source:
         return {("digits", "RESOURCE_EXHAUSTED"): 3, ("", "NOT_FOUND"): 1}
 
     def snapshot(self) -> dict[str, Any]:
-        return {"status": {"uptime_s": 12.5, "ready": True, "events": {"model.state": 3}}}
+        model = {"name": "digits", "version": "3", "detail": "READY", "workers": 2, "instances": 2, "restarts": 1}
+        return {"models": [model], "status": {"uptime_s": 12.5, "ready": True, "events": {"model.state": 3}}}
 
 
 class Http:
