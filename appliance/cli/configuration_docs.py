@@ -73,6 +73,7 @@ DESCRIPTIONS: dict[str, str] = {
     "governor.critical_priority": "The highest class: priorities up to this number.",
     "memory.enabled": "Off: nothing is reserved, and a model that does not fit ends as the kernel pleases.",
     "memory.host_reserve_mb": "What models leave free of the memory that was available at the start.",
+    "memory.gpu_reserve_mb": "The same on each GPU that has memory of its own.",
     "memory.leak_mb_per_h": "A process whose memory grows so steadily for four hours is reported as leaking.",
     "worker.recycle": "Whether a worker that leaks is replaced at a quiet moment; no request is lost.",
     "worker.evictable": "Whether it may be unloaded, when idle, for another model that does not fit. It is loaded again by hand.",
