@@ -291,6 +291,10 @@ class IExecutionContext:
         if problem:
             self.engine._log(f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error ({problem})")
             return False
+        rows = self._shapes[self._inputs[0]][0]
+        if rows >= self.engine._document.get("no_room_for", rows + 1):
+            self.engine._log("IExecutionContext::enqueueV3: Error Code 2: OutOfMemory (Requested size was 1 bytes.)")
+            return False
         driver = ctypes.CDLL("libcuda.so.1")
         if self._allocators:
             if driver.stub_capturing(ctypes.c_void_p(stream_handle)):
