@@ -223,7 +223,19 @@ def _calibration(target: Target, found: Inspection) -> Iterator[dict[str, Any]]:
         target.labels if place.name != "samples" else (),
         limit=manifest.build.calibration_samples,
     )
-    return (sample.inputs for sample in itertools.islice(source, manifest.build.calibration_samples))
+    samples = (sample.inputs for sample in itertools.islice(source, manifest.build.calibration_samples))
+    sizes = {value.shape[0] if value.shape else 1 for value in found.inputs}
+    size = next(iter(sizes)) if len(sizes) == 1 else 1
+    return _joined(samples, size) if isinstance(size, int) and size > 1 else samples
+
+
+def _joined(samples: Iterator[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
+    """Batches for a model of a fixed batch; the last one is filled up with its own last row."""
+    import numpy as np
+
+    while some := list(itertools.islice(samples, rows)):
+        some += some[-1:] * (rows - len(some))
+        yield {name: np.concatenate([one[name] for one in some]) for name in some[0]}
 
 
 def options_of(target: Target, model_file: str) -> EngineOptions:
