@@ -102,6 +102,56 @@ class EnginesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class RecorderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The flight recorder. Megabytes are 2**20 bytes.
+
+    `path` empty: recorder.sqlite3 in $STATE_DIRECTORY, else .recorder/recorder.sqlite3 in the repository. A year of 60 readings
+    takes about 75 MB; when `max_size_mb` is used up, the oldest is dropped.
+    """
+
+    enabled: bool = True
+    path: str = ""
+    max_size_mb: Annotated[int, msgspec.Meta(ge=8)] = 256
+
+
+class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Heat. Margins are degrees below the slowdown temperature, and fall from `warm_margin_c` to `critical_margin_c`.
+
+    WARM holds back builds and explanations, HOT refuses priorities from `low_priority` on, then narrows concurrency and batches,
+    CRITICAL serves only priorities up to `critical_priority`, or nobody.
+    """
+
+    enabled: bool = True
+    warm_margin_c: Annotated[float, msgspec.Meta(gt=0, le=60)] = 12.0
+    hot_margin_c: Annotated[float, msgspec.Meta(gt=0, le=60)] = 7.0
+    critical_margin_c: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
+    hysteresis_c: Annotated[float, msgspec.Meta(gt=0, le=30)] = 3.0
+    dwell_s: Seconds = 20.0
+    max_dwell_s: Seconds = 900.0
+    lookahead_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 20.0
+    blind_s: Seconds = 30.0
+    assumed_limit_c: Annotated[float, msgspec.Meta(ge=40, le=150)] = 90.0
+    low_priority: Annotated[int, msgspec.Meta(ge=2, le=16)] = 9
+    critical: Literal["highest-class", "stop"] = "highest-class"
+    critical_priority: Annotated[int, msgspec.Meta(ge=1, le=15)] = 1
+
+
+class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory of the models: reserved before a load, corrected after it. Megabytes are 2**20 bytes."""
+
+    enabled: bool = True
+    host_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
+    gpu_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
+    leak_mb_per_h: Annotated[float, msgspec.Meta(gt=0)] = 8.0
+
+
+class SensorsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the box measures of itself. What hardly changes is read at most once a second, whatever the interval."""
+
+    interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=60.0)] = 1.0
+    deadline_s: Seconds = 2.0
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
 
@@ -119,6 +169,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     repository: RepositoryConfig = RepositoryConfig()
     workers: WorkersConfig = WorkersConfig()
     engines: EnginesConfig = EnginesConfig()
+    recorder: RecorderConfig = RecorderConfig()
+    governor: GovernorConfig = GovernorConfig()
+    memory: MemoryConfig = MemoryConfig()
+    sensors: SensorsConfig = SensorsConfig()
     log: LogConfig = LogConfig()
 
 
@@ -269,6 +323,18 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         and not free
     ):
         found.append(("zmq.events_tcp", "zmq.tcp and zmq.events_tcp are the same endpoint"))
+    heat = config.governor
+    if not heat.warm_margin_c > heat.hot_margin_c > heat.critical_margin_c:
+        found.append(("governor.hot_margin_c", "the governor's margins must fall: warm, then hot, then critical"))
+    if heat.critical_priority >= heat.low_priority:
+        found.append(
+            (
+                "governor.critical_priority",
+                "governor.critical_priority must be a smaller number than governor.low_priority",
+            )
+        )
+    if heat.dwell_s > heat.max_dwell_s:
+        found.append(("governor.dwell_s", "governor.dwell_s is larger than governor.max_dwell_s"))
     if config.workers.backoff_initial_s > config.workers.backoff_max_s:
         found.append(("workers.backoff_initial_s", "workers.backoff_initial_s is larger than workers.backoff_max_s"))
     if config.repository.load == "all" and config.repository.models:
@@ -310,3 +376,12 @@ def resolve_runtime_dir(config: Config) -> Path:
     if session := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(session) / "appliance"
     return Path(tempfile.gettempdir()) / f"appliance-{os.getuid()}"
+
+
+def recorder_path(config: Config) -> Path:
+    """The recorder's file: configured, or in what systemd gives for state, or in `.recorder` in the model repository."""
+    if config.recorder.path:
+        return Path(config.recorder.path)
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0]) / "recorder.sqlite3"
+    return Path(config.repository.path).resolve() / ".recorder" / "recorder.sqlite3"

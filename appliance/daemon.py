@@ -13,9 +13,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from appliance.config import Config, ConfigError, load, resolve_runtime_dir
+from appliance.config import Config, ConfigError, load, recorder_path, resolve_runtime_dir
 from appliance.host import systemd
 from appliance.host.allocator import keep_freed_memory
 from appliance.observability import logs
@@ -23,8 +23,14 @@ from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from appliance.health import Health
+    from appliance.lifecycle.leaks import LeakWatch
     from appliance.lifecycle.manager import Manager
-    from appliance.service import Service
+    from appliance.observability.events import EventBus
+    from appliance.recording.recorder import Recorder
+    from appliance.scheduling.governor import Governor
+    from appliance.sensors.monitor import Monitor
+    from appliance.service import Records, Service
     from appliance.transports.http import HttpTransport
     from appliance.transports.zmq import ZmqTransport
 
@@ -34,6 +40,9 @@ EXIT_OK = 0
 EXIT_BUG = 70
 EXIT_DEVICE = 75
 EXIT_CONFIG = 78
+
+GPU_NODES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")
+"""Device files that NVIDIA's drivers make."""
 
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
@@ -54,9 +63,14 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._manager: Manager | None = None
         self._service: Service | None = None
+        self._governor: Governor | None = None
+        self._leaks: LeakWatch | None = None
         self._http: HttpTransport | None = None
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
+        self._recorder: Recorder | None = None
+        self._monitor: Monitor | None = None
+        self._stop_reason = "bug"
 
     async def serve(self) -> int:
         """Start, serve until a signal, drain, stop; the exit code."""
@@ -65,6 +79,7 @@ class Daemon:
             await self._start(begun)
         except OSError as error:
             log.error("daemon.start_failed", extra={"fields": {"reason": str(error)}})
+            self._stop_reason = f"start failed: {error}"
             await self._close()
             return EXIT_CONFIG if isinstance(error, FileNotFoundError | NotADirectoryError) else EXIT_DEVICE
         try:
@@ -74,16 +89,25 @@ class Daemon:
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
+        from appliance.core.memory_budget import HOST, MemoryBudget
+        from appliance.core.slope import SlopePolicy
         from appliance.lifecycle.compilation import ModelCompiler, engines_path
+        from appliance.lifecycle.leaks import LeakWatch
         from appliance.lifecycle.manager import Manager
+        from appliance.lifecycle.memory import ModelMemory, host_capacity
         from appliance.lifecycle.repository import Repository
         from appliance.observability.events import EventBus
+        from appliance.scheduling.governor import Governor, policy_of
         from appliance.service import Service
 
         config = self._config
         self._supervisor.watch()
         self._install_signals()
         events = EventBus()
+        records = self._record(events) if config.recorder.enabled else None
+        if config.governor.enabled:
+            self._governor = Governor(policy_of(config.governor), events)
+        health = await self._watch(events)
         self._manager = Manager(
             Repository(Path(config.repository.path)),
             self._supervisor,
@@ -91,9 +115,29 @@ class Daemon:
             config=config.repository,
             workers=config.workers,
             drain_timeout_s=config.drain_timeout_s,
-            compiler=ModelCompiler(engines_path(config), config.engines) if config.engines.enabled else None,
+            compiler=(
+                ModelCompiler(engines_path(config), config.engines, self._governor) if config.engines.enabled else None
+            ),
+            governor=self._governor,
+            memory=(
+                ModelMemory(
+                    MemoryBudget(
+                        {HOST: host_capacity(config.memory.host_reserve_mb)}
+                        | health.gpu_capacity(config.memory.gpu_reserve_mb)
+                    ),
+                    events,
+                    peaks=engines_path(config) / "memory-peaks.json",
+                    measure=health.measure,
+                )
+                if config.memory.enabled
+                else None
+            ),
         )
-        self._service = Service(self._manager, events)
+        self._service = Service(self._manager, events, self._governor, health)
+        health.attach(self._manager.generations, self._service.figures)
+        self._leaks = LeakWatch(
+            self._manager.generations, events, SlopePolicy(limit_bytes_per_h=config.memory.leak_mb_per_h * (1 << 20))
+        )
         names = self._manager.start()
         if config.http.enabled:
             from appliance.observability.metrics import Metrics
@@ -105,6 +149,7 @@ class Daemon:
                 config.http,
                 unix_socket=_endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock")),
                 metrics=metrics.render,
+                records=records,
             )
             metrics.http = self._http
             await self._http.start()
@@ -139,6 +184,42 @@ class Daemon:
         if sys.stderr.isatty():
             self._greet()
 
+    def _record(self, events: EventBus) -> Records:
+        """Open the recorder and let it hear everything; what reads its file."""
+        from appliance import __version__
+        from appliance.recording import bridge
+        from appliance.recording.reader import RecordReader
+        from appliance.recording.recorder import Recorder
+
+        recorder = self._recorder = Recorder(
+            recorder_path(self._config), max_bytes=self._config.recorder.max_size_mb << 20
+        )
+        recorder.start()
+        recorder.record_event("daemon.start", "info", {"release": __version__, "pid": os.getpid()})
+        events.subscribe(bridge.listener(recorder))
+        return RecordReader(recorder.path)
+
+    async def _watch(self, events: EventBus) -> Health:
+        """Begin to look at GPUs, host and processes. Where there is a GPU its memory must be known before a model is loaded."""
+        from appliance.health import Health
+        from appliance.lifecycle.compilation import engines_path
+        from appliance.sensors.monitor import Monitor
+
+        config = self._config
+        folders = {"models": Path(config.repository.path), "engines": engines_path(config)}
+        folders["record"] = recorder_path(config).parent
+        self._monitor = Monitor(
+            interval_s=config.sensors.interval_s,
+            deadline_s=config.sensors.deadline_s,
+            folders=folders,
+            processes=lambda: health.processes(),
+        )
+        health = Health(self._monitor, events, governor=self._governor, record=self._recorder)
+        self._monitor.start()
+        if any(map(os.path.exists, GPU_NODES)):
+            await self._monitor.sample()
+        return health
+
     @property
     def addresses(self) -> list[str]:
         """Where we listen."""
@@ -172,6 +253,7 @@ class Daemon:
         if self._stop.is_set():
             self._hurry.set()
         log.info("daemon.stopping", extra={"fields": {"signal": name, "hurry": self._hurry.is_set()}})
+        self._stop_reason = name
         self._stop.set()
 
     def reload(self) -> None:
@@ -183,6 +265,7 @@ class Daemon:
             self._manager.reconfigure(config.repository, config.drain_timeout_s)
         except (ConfigError, OSError) as error:
             log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
+            self._tell("config.refused", "error", reason=str(error))
             return
         needs_restart = [
             key
@@ -191,9 +274,15 @@ class Daemon:
         ]
         logs.configure(config.log.format, config.log.level)
         log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
+        self._tell("config.reloaded", needs_restart=needs_restart)
         self._config = config
         assert self._service is not None
         systemd.ready(self._service.status_line())
+
+    def _tell(self, kind: str, severity: str = "info", **fields: Any) -> None:
+        """Record something of the daemon's own."""
+        if self._recorder is not None:
+            self._recorder.record_event(kind, severity, fields)
 
     async def _ticks(self) -> None:
         """Once a second: the request rate, the status line, the watchdog."""
@@ -201,6 +290,8 @@ class Daemon:
         last = ""
         while True:
             self._service.tick(time.monotonic())
+            if self._leaks is not None:
+                self._leaks.tick(time.monotonic())
             systemd.watchdog()
             line = self._service.status_line()
             if line != last:
@@ -214,6 +305,8 @@ class Daemon:
         systemd.stopping()
         if self._service is not None:
             self._service.draining = True
+        if self._leaks is not None:
+            await self._leaks.close()
         if self._manager is not None:
             closing = asyncio.create_task(self._manager.close(self._config.drain_timeout_s), name="drain")
             hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
@@ -239,6 +332,13 @@ class Daemon:
             await self._zmq.drain(1.0)
             await self._zmq.close()
         self._supervisor.close()
+        if self._monitor is not None:
+            hanging = await self._monitor.close()
+            if hanging:
+                log.warning("sensors.hanging", extra={"fields": {"threads": hanging}})
+        if self._recorder is not None:
+            self._tell("daemon.stop", reason=self._stop_reason)
+            await asyncio.to_thread(self._recorder.close)
 
 
 def _endpoint(configured: str, default: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
@@ -25,15 +25,18 @@ from appliance.core.description import (
     VerificationRecord,
     WorkerDescription,
 )
+from appliance.core.energy import EnergySum
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
+from appliance.health import Health
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
+from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Job
 
-__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Service", "Ticket"]
+__all__ = ["Done", "Event", "EventListener", "InferenceService", "Outcome", "Records", "Service", "Ticket"]
 
 Outcome: TypeAlias = InferenceResponse | ApplianceError
 Done: TypeAlias = Callable[[Outcome], None]
@@ -100,6 +103,29 @@ class InferenceService(Protocol):
         """Call `listener` for every event from now on; the result ends the subscription."""
 
 
+class Records(Protocol):
+    """What was recorded, for the transports. Calls belong in a thread; UNAVAILABLE if it cannot be read."""
+
+    def events(
+        self, *, since: float = ..., until: float = ..., kind: str = ..., limit: int = ..., after_id: int = ...
+    ) -> list[dict[str, Any]]:
+        """The newest events of that time (seconds since 1970), oldest first."""
+
+    def series(self) -> list[str]:
+        """The names of all readings."""
+
+    def history(
+        self, names: Sequence[str], *, since: float, until: float = ..., step_s: float = ..., points: int = ...
+    ) -> dict[str, Any]:
+        """Columns of minimum, mean and maximum by name."""
+
+    def energy(self, *, since: float = ..., until: float = ...) -> list[EnergySum]:
+        """Energy by device and model."""
+
+    def audit(self, *, limit: int = ...) -> dict[str, Any]:
+        """The chain's verdict and its newest entries."""
+
+
 EXTENSIONS = (
     "classification",
     "model_repository",
@@ -123,7 +149,11 @@ RECENT_TICKS = 30
 class Service:
     """The real one: admission by state, everything else by the manager and its versions."""
 
-    def __init__(self, manager: Manager, events: EventBus) -> None:
+    def __init__(
+        self, manager: Manager, events: EventBus, governor: Governor | None = None, health: Health | None = None
+    ) -> None:
+        self._governor = governor
+        self._health = health
         self.draining = False
         self._manager = manager
         self._events = events
@@ -241,6 +271,8 @@ class Service:
         if self._ticks % RECENT_TICKS == 0:
             for generation in self._manager.generations():
                 generation.statistics.recent_times.turn()
+        if self._governor is not None:
+            self._governor.tick(now)
         refused, self._refused = self._refused, Counter()
         for (model, code), count in refused.items():
             self._events.publish("requests.refused", model=model, code=str(code), count=count)
@@ -260,10 +292,22 @@ class Service:
         return max(0.0, (last - first) / (ended - begun)) if ended > begun else 0.0
 
     def status_line(self) -> str:
-        """One line for humans: "3 models ready, 41 req/s"."""
+        """One line for humans: "3 models ready, 61 °C, 41 req/s"."""
         ready = sum(generation.state is ModelState.READY for generation in self._manager.generations())
         word = "draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"
-        return f"{word}, {self.requests_per_s:.0f} req/s"
+        hottest = self._health.hottest() if self._health is not None else None
+        heat = f", {hottest:.0f} °C" if hottest is not None else ""
+        return f"{word}{heat}, {self.requests_per_s:.0f} req/s"
+
+    def figures(self) -> dict[str, float]:
+        """What is recorded each second of the serving: requests a second, the slowest model's p99 in µs, the governor's level."""
+        found = {"requests.rate": self.requests_per_s}
+        slowest = max((version.statistics.recent_times.percentile(0.99) for version in self._served()), default=0)
+        if slowest:
+            found["requests.p99"] = float(slowest)
+        if self._governor is not None:
+            found["governor.level"] = float(self._governor.gates.level)
+        return found
 
     def snapshot(self) -> dict[str, Any]:
         """See `InferenceService.snapshot`."""
@@ -281,6 +325,8 @@ class Service:
                 "requests_per_s": round(self.requests_per_s, 1),
                 "events": dict(self._events.counts),
             },
+            **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
+            **(self._health.document() if self._health is not None else {}),
         }
 
     def subscribe(self, listener: EventListener) -> Callable[[], None]:

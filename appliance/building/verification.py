@@ -176,7 +176,7 @@ def _judge(
         passed=not failures,
         failures=tuple(failures),
         inputs=source,
-        rows=sum(_rows(feed) for feed in feeds),
+        rows=sum(row_count(feed) for feed in feeds),
         outputs=outputs,
         invariance=invariance,
         tolerance=allowed,
@@ -230,7 +230,8 @@ def _contract_failures(reference: EngineTraits, candidate: EngineTraits) -> list
     return failures
 
 
-def _rows(feed: Feeds) -> int:
+def row_count(feed: Feeds) -> int:
+    """How many rows a run's inputs have."""
     first = next(iter(feed.values()))
     return int(first.shape[0]) if first.ndim else 1
 
@@ -245,8 +246,8 @@ def _invariance(candidate: Runner, feeds: Sequence[Feeds]) -> tuple[OutputCompar
     """Each of some rows alone against the same row among others. Empty for a model that is not batched."""
     if not candidate.traits.batched:
         return ()
-    batch = max(feeds, key=_rows)
-    rows = min(_rows(batch), 8)
+    batch = max(feeds, key=row_count)
+    rows = min(row_count(batch), 8)
     if rows < 2:
         return ()
     batch = {name: array[:rows] for name, array in batch.items()}
@@ -261,7 +262,7 @@ def _feeds(order: VerifyOrder, traits: EngineTraits) -> tuple[list[Feeds], str]:
     golden = sorted(Path(order.folder, "golden").glob("*.npz"))
     limit = order.manifest.verify.inputs
     if golden:
-        found = [feed for file in golden for feed in _golden(file, traits)]
+        found = [feed for file in golden for feed in golden_feeds(file, traits)]
         if found:
             return found, f"{len(golden)} file(s) of golden inputs"
     manifest = order.manifest
@@ -269,7 +270,8 @@ def _feeds(order: VerifyOrder, traits: EngineTraits) -> tuple[list[Feeds], str]:
     return generated, f"generated, seed {SEED}"
 
 
-def _golden(file: Path, traits: EngineTraits) -> Iterator[Feeds]:
+def golden_feeds(file: Path, traits: EngineTraits) -> Iterator[Feeds]:
+    """Runs from a file of golden inputs, in batches that the engine takes. VerificationError for one that does not fit."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {spec.name: archive[spec.name] for spec in traits.inputs if spec.name in archive.files}
@@ -289,7 +291,7 @@ def _golden(file: Path, traits: EngineTraits) -> Iterator[Feeds]:
     if not traits.batched:
         yield arrays
         return
-    for start in range(0, _rows(arrays), traits.max_batch_size):
+    for start in range(0, row_count(arrays), traits.max_batch_size):
         yield {name: array[start : start + traits.max_batch_size] for name, array in arrays.items()}
 
 

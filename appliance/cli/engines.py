@@ -18,6 +18,7 @@ import typer
 from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, note, print_json, print_table
+from appliance.cli.tune import Budget, Burning, Goal, Limit, Loads, Percentile, Rows, Tune, TuneOptions, run_tune
 from appliance.config import Config, find, load
 
 if TYPE_CHECKING:
@@ -64,12 +65,31 @@ def compile_model(
     tell: Annotated[
         bool, typer.Option("--load/--no-load", help="Have a running appliance switch to the engine.")
     ] = True,
+    tune: Tune = False,
+    budget: Budget = "5m",
+    goal: Goal = "throughput",
+    concurrency: Loads = "1,16",
+    latency_limit_ms: Limit = 0.0,
+    percentile: Percentile = 99.0,
+    rows: Rows = 0,
+    burning: Burning = False,
     url: URL = None,
     as_json: JSON = False,
 ) -> None:
-    """Turn a model into an engine for this box, and check that it answers as the model does; only then may it serve."""
+    """Turn a model into an engine for this box, and check that it answers as the model does; only then may it serve.
+
+    With --tune, find the settings that serve it best on this box, by measuring.
+    """
     config = _config(repository)
     folder = model_folder(config, name)
+    if tune:
+        if precision or engine:
+            raise CommandError(Exit.USAGE, "USAGE", "--tune chooses precision and engine itself: leave them out")
+        options = TuneOptions(budget, goal, concurrency, latency_limit_ms, percentile, rows, burning, write)
+        written = run_tune(config, folder, version, options, url, as_json=as_json)
+        if written and tell and _tell(url, name):
+            note("the running appliance has loaded it")
+        return
     folder, changed = chosen(folder, precision, engine)
     outcome, report, place = compile_folder(config, folder, version, force=force)
     if not report.passed:
@@ -304,17 +324,18 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
         yield lambda phase, percent: bar.update(task, completed=percent, phase=phase)
 
 
-def write_manifest(config: Config, name: str, changed: dict[str, Any]) -> None:
+def write_manifest(config: Config, name: str, changed: dict[str, Any], *, remark: str = "") -> None:
     """Change keys of a model.toml (tables as nested dictionaries), leaving comments and order as they are."""
-    import tomlkit
-
     from appliance.building.durable import write_durably
 
     file = Path(config.repository.path) / name / "model.toml"
-    document = tomlkit.parse(file.read_text() if file.exists() else "")
-    _merge(document, changed)
+    text = merged_manifest(file.read_text() if file.exists() else "", changed)
+    if remark:
+        # a remark of the same kind that an earlier run left is replaced
+        kept = [line for line in text.splitlines(keepends=True) if not line.startswith(f"# {remark.split()[0]} ")]
+        text = f"# {remark}\n{''.join(kept)}"
     try:
-        write_durably(file, tomlkit.dumps(document).encode())
+        write_durably(file, text.encode())
     except OSError as error:
         raise CommandError(
             Exit.FAILED,
@@ -322,6 +343,15 @@ def write_manifest(config: Config, name: str, changed: dict[str, Any]) -> None:
             f"{file} cannot be written: {error.strerror}",
             "write " + ", ".join(f"{key} = {value!r}" for key, value in changed.items()) + " there yourself",
         ) from error
+
+
+def merged_manifest(text: str, changed: dict[str, Any]) -> str:
+    """The text of a model.toml with these keys changed."""
+    import tomlkit
+
+    document = tomlkit.parse(text)
+    _merge(document, changed)
+    return tomlkit.dumps(document)
 
 
 def _merge(document: Any, changed: dict[str, Any]) -> None:

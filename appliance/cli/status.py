@@ -9,6 +9,7 @@ import typer
 from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import Exit, print_json, print_table
+from appliance.cli.records import SINCE, ask, clock, moment
 
 
 def register(app: typer.Typer) -> None:
@@ -108,12 +109,36 @@ def _provider(worker: dict[str, Any]) -> str:
 @command
 def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Stop after so many (without --follow: 1).")] = 1,
+    since: SINCE = "24h",
+    kind: Annotated[str, typer.Option(help="Only these: model.state, or model for all that begin so.")] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="The newest so many (100); with --follow: stop after so many.")
+    ] = None,
     url: URL = None,
     as_json: JSON = False,
 ) -> None:
-    """What happens, as it happens: models, workers, operators."""
-    query = "" if follow else f"?limit={limit}"
+    """What happened, and with --follow what happens: starts and stops, models, workers, operators, faults."""
+    if follow:
+        _follow(url, limit, as_json=as_json)
+        return
+    begin = moment(since)
+    query = {"since": begin, "kind": kind, "limit": limit or 100}
+    found = ask(
+        url,
+        "/v2/appliance/events",
+        query,
+        lambda reader: {"events": reader.events(since=begin, kind=kind, limit=limit or 100)},
+    )
+    if as_json:
+        print_json(found)
+        return
+    for event in found["events"]:
+        fields = " ".join(f"{key}={value}" for key, value in event["fields"].items())
+        typer.echo(f"{clock(event['time'])}  {event['severity']:<8} {event['kind']:<18} {fields}")
+
+
+def _follow(url: str | None, limit: int | None, *, as_json: bool) -> None:
+    query = f"?limit={limit}" if limit else ""
     for event in Appliance(url).lines(f"/v2/appliance/events{query}"):
         if as_json:
             import json

@@ -90,7 +90,9 @@ class Entry:
 
 
 class BatcherLimits(msgspec.Struct, frozen=True):
-    """What may be queued and gathered. Zero for `coalesce_rows` means `max_batch_size`; for `stage_rows`, half of that."""
+    """What may be queued and gathered. Zero for `coalesce_rows` means `max_batch_size`; for `stage_rows`, half of that; for
+    `max_batches`, no limit to the batches running or staged on all workers together.
+    """
 
     max_batch_size: int
     coalesce_rows: int = 0
@@ -99,6 +101,7 @@ class BatcherLimits(msgspec.Struct, frozen=True):
     max_queue_bytes: int = 256 << 20
     stage_rows: int = 0
     in_flight_per_worker: int = 2
+    max_batches: int = 0
 
 
 class FailReason(StrEnum):
@@ -406,6 +409,8 @@ class Batcher:
         """The worker with the fewest batches, of equals the one that waits longest (dicts keep order; see `_gather`)."""
         best = None
         fewest = self.limits.in_flight_per_worker
+        if 0 < self.limits.max_batches <= len(self._batches):
+            return None
         for worker, batches in self._workers.items():
             if len(batches) < fewest:
                 best, fewest = worker, len(batches)

@@ -131,6 +131,8 @@ class WorkerManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     load_budget_ms: Annotated[int, msgspec.Meta(ge=1, le=86_400_000)] = 120_000
     busy_poll_us: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 600
     max_output_bytes: Positive = 256 << 20
+    evictable: bool = False
+    recycle: bool = True
 
 
 class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -29,7 +29,7 @@ class Quantity(msgspec.Struct, frozen=True):
 
     def name(self, *labels: object) -> str:
         """The dotted name with its labels filled in, in the template's order."""
-        return _filled(self.template, tuple(label(str(text)) for text in labels))
+        return _filled(self.template, labels)
 
 
 def label(text: str) -> str:
@@ -38,8 +38,8 @@ def label(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _filled(template: str, labels: tuple[str, ...]) -> str:
-    parts = iter(labels)
+def _filled(template: str, labels: tuple[object, ...]) -> str:
+    parts = (label(str(text)) for text in labels)
     return re.sub(r"\{\w+\}", lambda _: next(parts), template)
 
 
@@ -118,6 +118,9 @@ SWAP_USED = _add("host.memory.swap_used", "B", "Swap in use", 0, _MIB_MAX)
 PRESSURE_SOME = _add("host.pressure.{resource}.some", "%", "Time that some task waited, mean of 10 s", 0, 100)
 PRESSURE_FULL = _add("host.pressure.{resource}.full", "%", "Time that all tasks waited, mean of 10 s", 0, 100)
 HOST_TEMPERATURE = _add("host.temperature.{sensor}", "°C", "Temperature by a sensor of the board", -60, 150)
+HOST_CRITICAL = _add("host.temperature.{sensor}.critical", "°C", "Where that sensor's chip counts as too hot", 1, 200)
+RAPL_ENERGY = _add("host.rapl.{zone}.energy", "J", "Energy counted by the processor", kind="counter", high=1e12)
+RAPL_RANGE = _add("host.rapl.{zone}.range", "J", "Where that counter starts over", 0, 1e12)
 HOST_FAN = _add("host.fan.{fan}", "rpm", "Speed of a fan", 0, 100_000)
 HOST_FAN_DUTY = _add("host.fan.{fan}.duty", "%", "What a fan is told to do", 0, 100)
 RAIL_POWER = _add("host.rail.{rail}.power", "W", "Power of a supply rail", 0, 1000)

@@ -30,6 +30,7 @@ from appliance.core.errors import ApplianceError, unavailable
 from appliance.core.manifest import ModelManifest
 from appliance.lifecycle.compiler import Artifact, BuildProgress, OnProgress, RejectedError
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
+from appliance.scheduling.governor import Governor
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def device_index(manifest: ModelManifest) -> int:
 class ModelCompiler:
     """Implements `compiler.Compiler`. Errors are UNAVAILABLE with the reason."""
 
-    def __init__(self, path: Path, config: EnginesConfig) -> None:
+    def __init__(self, path: Path, config: EnginesConfig, governor: Governor | None = None) -> None:
+        self._governor = governor
         self._path = path
         self._config = config
         self._flavour = tensorrt_flavour()
@@ -133,12 +135,19 @@ class ModelCompiler:
         if known is not None and known.verified == "failed":
             raise RejectedError(self._artifact(known, verified=False), known.reason)
         async with self._turn:
+            await self._cool(on_progress)
             order = BuildOrder(wanted)
             result = await self._run(order, on_progress, folder.manifest.build.time_budget_s)
         assert result.outcome is not None
         artifact = self._artifact(result.outcome, verified=result.outcome.verified == "passed")
         await asyncio.to_thread(self._prune)
         return artifact
+
+    async def _cool(self, on_progress: OnProgress) -> None:
+        """A build that is wanted while it is warm waits, and says why. One that runs is not stopped: it would begin anew."""
+        if self._governor is not None and not self._governor.gates.builds:
+            on_progress(BuildProgress(f"waiting: {self._governor.gates.reason}", 0.0))
+            await self._governor.builds_allowed()
 
     def _prune(self) -> None:
         removed = EngineStore(self._path).prune(self._config.max_size_mb * MIB, frozenset(self._in_use))
@@ -151,6 +160,7 @@ class ModelCompiler:
         """Hold it against the reference; RejectedError says by how much it missed what."""
         wanted = await self._complete(folder, version)
         async with self._turn:
+            await self._cool(on_progress)
             order = CheckOrder(wanted, artifact.key)
             result = await self._run(order, on_progress, folder.manifest.build.time_budget_s)
         assert result.outcome is not None

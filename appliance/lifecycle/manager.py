@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
 from appliance.config import RepositoryConfig, WorkersConfig
@@ -19,10 +19,12 @@ from appliance.core.states import ModelState, public_state
 from appliance.core.version_policy import GenerationSnapshot, Load, Unload, aspired_versions, next_action
 from appliance.lifecycle.builds import Builds
 from appliance.lifecycle.compiler import Artifact, Compiler
+from appliance.lifecycle.memory import ModelMemory
 from appliance.lifecycle.model import Model
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.lifecycle.repository import ModelFolder, Repository
 from appliance.observability.events import EventBus
+from appliance.scheduling.governor import Governor
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,13 @@ class Manager:
         workers: WorkersConfig,
         drain_timeout_s: float,
         compiler: Compiler | None = None,
+        governor: Governor | None = None,
+        memory: ModelMemory | None = None,
     ) -> None:
+        self._governor = governor
+        self._memory = memory
+        if memory is not None:
+            memory.attach(self._usage, self._evict)
         self._repository = repository
         self._compiler = compiler
         self._supervisor = supervisor
@@ -139,6 +147,9 @@ class Manager:
             on_change=lambda: self._changed(model),
             compiler=self._compiler,
             artifact=artifact,
+            governor=self._governor,
+            memory=self._memory,
+            evictable=folder.manifest.worker.evictable and model.name not in self._config.required,
         )
 
     def _aspire(self, model: Model, folder: ModelFolder | None, artifacts: dict[int, Artifact]) -> None:
@@ -205,6 +216,24 @@ class Manager:
         ]
         if failed:
             raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {failed[0].reason}")
+
+    def _usage(self) -> Iterator[tuple[str, float, bool]]:
+        """For the ledger: who was used when. Statistics tell in wall-clock time, whose order is all that counts."""
+        for generation in self.generations():
+            pending = generation.scheduler.pending if generation.scheduler is not None else 0
+            busy = pending > 0 or generation.state is not ModelState.READY
+            yield generation.owner, generation.statistics.last_inference_ms / 1000, busy
+
+    async def _evict(self, owner: str, wanted_by: str) -> None:
+        """Unload an idle version for another one. It stays unloaded until somebody loads it: nothing is loaded on demand."""
+        for model in self._models.values():
+            for key, generation in model.generations.items():
+                if generation.owner == owner:
+                    model.aspired -= {key}
+                    self._required -= {model.name}
+                    await generation.stop(self._drain_timeout_s, f"evicted for {wanted_by}")
+                    model.refresh()
+                    return
 
     async def unload(self, name: ModelName) -> None:
         """Drain and unload every version; returns when they are gone. NOT_FOUND for a name never seen."""

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import msgspec
 
@@ -18,13 +19,16 @@ from appliance.config import WorkersConfig
 from appliance.core.description import ModelDescription, ModelStatistics, VerificationRecord, WorkerDescription
 from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
 from appliance.core.manifest import ModelManifest
+from appliance.core.memory_budget import HOST
 from appliance.core.request import ModelName, Version
 from appliance.core.retry import RestartBudget
 from appliance.core.states import ModelState, model_transition
 from appliance.engines.base import EngineOptions, EngineTraits
 from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler, RejectedError
+from appliance.lifecycle.memory import ModelMemory
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
+from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
 from appliance.workers.link import Instance, LoadRefusedError
 from appliance.workers.supervisor import Supervisor
@@ -46,7 +50,13 @@ class ModelVersion:
         on_change: Callable[[], None],
         compiler: Compiler | None = None,
         artifact: Artifact | None = None,
+        governor: Governor | None = None,
+        memory: ModelMemory | None = None,
+        evictable: bool = False,
     ) -> None:
+        self._memory = memory
+        self._evictable = evictable
+        self._governor = governor
         self.artifact = artifact
         self._compiler = compiler
         self.name: ModelName = folder.name
@@ -85,6 +95,30 @@ class ModelVersion:
         """This version as it was on disk when it was seen, and what runs it."""
         key = f"+{self.artifact.key[:16]}" if self.artifact is not None else ""
         return f"{self.version}@{self.fingerprint[:16]}{key}"
+
+    @property
+    def owner(self) -> str:
+        """Its name in the memory's ledger."""
+        return f"{self.name}/{self.generation}"
+
+    async def _reserve(self) -> None:
+        """Book memory before anything is started. UNAVAILABLE with the numbers if it does not fit."""
+        if self._memory is None:
+            return
+        kind, _, index = self.manifest.device.partition(":")
+        file = self.artifact.model_file if self.artifact is not None else self._folder.model_file
+        await self._memory.reserve(
+            self.owner,
+            f"{self.owner}/{self.manifest.device}",
+            device=HOST if kind == "cpu" else f"gpu:{index or 0}",
+            file_bytes=_file_bytes(file),
+            instances=self.manifest.worker.instances,
+            evictable=self._evictable,
+        )
+
+    def _release(self) -> None:
+        if self._memory is not None:
+            self._memory.budget.release(self.owner)
 
     @property
     def wanted(self) -> str:
@@ -153,6 +187,11 @@ class ModelVersion:
         """From NEW (or BUILDING) to READY, or to FAILED with the reason. Never raises for what is wrong with the model."""
         if self.state is ModelState.NEW:
             self._to(ModelState.APPROVED)
+        try:
+            await self._reserve()
+        except ApplianceError as error:
+            self._to(ModelState.FAILED, error.message)
+            return
         self._to(ModelState.LOADING)
         begun = time.monotonic()
         opened: list[Instance] = []
@@ -181,11 +220,15 @@ class ModelVersion:
             self.labels,
             on_instance_lost=self._instance_lost,
             on_idle=self._idle.set,
+            governor=self._governor,
         )
         for instance in opened:
             self.scheduler.add_instance(instance)
             if instance.link.lost:
                 self.scheduler.worker_lost(instance, "its worker ended while it was loaded")
+        if self._memory is not None:
+            pids = {instance.link.pid for instance in opened}
+            self._memory.measured(self.owner, f"{self.owner}/{self.manifest.device}", pids)
         self._to(ModelState.READY)
         log.info(
             "model.ready",
@@ -203,6 +246,7 @@ class ModelVersion:
     def _abandon(self, opened: list[Instance], error: ApplianceError) -> None:
         for instance in opened:
             self._supervisor.close_instance(instance)
+        self._release()
         self._to(ModelState.FAILED, error.message)
 
     async def _open(self, number: int) -> Instance:
@@ -286,6 +330,31 @@ class ModelVersion:
             self._on_change()
             return
 
+    async def recycle(self, instance: Instance, reason: str) -> None:
+        """Replace a worker without losing a request: a new one first, then the old one finishes what it has, and ends.
+
+        UNAVAILABLE if no new one comes up (then the old one goes on), or the version is not READY any more.
+        """
+        number = instance.number
+        fresh = await self._open(number)
+        scheduler = self.scheduler
+        if self.state is not ModelState.READY or scheduler is None:
+            self._supervisor.close_instance(fresh)
+            raise self.not_ready()
+        if instance.handle not in scheduler.instances:
+            # it died meanwhile, and is being replaced the other way
+            self._supervisor.close_instance(fresh)
+            return
+        scheduler.add_instance(fresh)
+        await scheduler.retire_instance(instance)
+        if instance.handle in scheduler.instances:
+            del scheduler.instances[instance.handle]
+            self._supervisor.close_instance(instance)
+        fields = {"model": self.name, "version": self.version, "pid": fresh.link.pid, "reason": reason}
+        log.info("worker.recycled", extra={"fields": fields})
+        self._events.publish("worker.recycled", **fields)
+        self._on_change()
+
     def _quarantine(self, reason: str) -> None:
         if self.state is not ModelState.READY:
             return
@@ -296,13 +365,14 @@ class ModelVersion:
         if self.scheduler is not None:
             self.scheduler.fail_all(unavailable(f"model {self.name!r} is {text}"))
             self._close_instances()
+        self._release()
 
     def _own(self, coroutine: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def stop(self, drain_timeout_s: float) -> None:
+    async def stop(self, drain_timeout_s: float, reason: str = "") -> None:
         """Drain and unload. Waiters that outlast the timeout get UNAVAILABLE. From any state; afterwards UNLOADED."""
         if self.state is ModelState.READY:
             self._to(ModelState.DRAINING)
@@ -317,7 +387,8 @@ class ModelVersion:
             self._close_instances()
             self.scheduler = None
         if self.state is not ModelState.UNLOADED:
-            self._to(ModelState.UNLOADED, self.reason)
+            self._to(ModelState.UNLOADED, reason or self.reason)
+        self._release()
 
     async def _drain(self, timeout_s: float) -> None:
         assert self.scheduler is not None
@@ -410,3 +481,11 @@ class ModelVersion:
             )
             for instance in self.scheduler.instances.values()
         ]
+
+
+def _file_bytes(file: str) -> int:
+    """Its size; 0 for an engine without a file, and for one that is gone (then the load says so)."""
+    try:
+        return Path(file).stat().st_size if file else 0
+    except OSError:
+        return 0

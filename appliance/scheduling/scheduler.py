@@ -23,7 +23,9 @@ from appliance.core.histogram import bucket
 from appliance.core.manifest import ModelManifest
 from appliance.core.request import InferenceRequest, InferenceResponse, Timing
 from appliance.core.tensor import Tensor
-from appliance.workers.link import Instance, WorkerLink
+from appliance.core.thermal import OPEN
+from appliance.scheduling.governor import Governor
+from appliance.workers.link import SLOTS, Instance, WorkerLink
 from appliance.workers.messages import Done
 
 Outcome: TypeAlias = InferenceResponse | ApplianceError
@@ -87,6 +89,7 @@ class Scheduler:
         *,
         on_instance_lost: Callable[[Instance, str], None],
         on_idle: Callable[[], None],
+        governor: Governor | None = None,
     ) -> None:
         self.layout = layout
         self.statistics = statistics
@@ -96,7 +99,10 @@ class Scheduler:
         self._on_instance_lost = on_instance_lost
         self._on_idle = on_idle
         self._admission = Admission(layout)
-        self._batcher = Batcher(self._limits(0))
+        self._governor = governor
+        self._paying_rows = 0
+        self._batcher = Batcher(self._limits())
+        self._end_gates = governor.subscribe(self._gates_changed) if governor is not None else None
         self._dispatched: dict[int, Dispatch] = {}
         self._answers: list[tuple[Job, Outcome]] = []
         self._loop = asyncio.get_running_loop()
@@ -109,12 +115,19 @@ class Scheduler:
         self._expected_s = 0.0
         self._polled: WorkerLink | None = None
         self._key = 0
+        self._retiring: dict[int, asyncio.Future[None]] = {}
 
-    def _limits(self, coalesce_rows: int) -> BatcherLimits:
+    def _limits(self) -> BatcherLimits:
+        """What the manifest says, the sizes that pay, and what heat leaves of both."""
         batching = self._manifest.batching
+        gates = self._governor.gates if self._governor is not None else OPEN
+        narrowed = gates.concurrency < 1
+        rows = self._paying_rows or self.layout.max_rows
         return BatcherLimits(
             max_batch_size=self.layout.max_rows,
-            coalesce_rows=coalesce_rows,
+            coalesce_rows=max(1, int(rows * gates.batch_growth)),
+            in_flight_per_worker=1 if narrowed else SLOTS,
+            max_batches=max(1, int(len(self.instances) * gates.concurrency)) if narrowed else 0,
             max_queue_delay_s=batching.max_queue_delay_ms / 1000,
             max_queue_size=batching.max_queue_size,
             max_queue_bytes=batching.max_queue_bytes,
@@ -126,7 +139,8 @@ class Scheduler:
         instance.owner = self
         sizes = paying_sizes(instance.batch_s)
         if sizes and self._manifest.batching.only_paying_sizes:
-            self._batcher.set_limits(self._limits(sizes[-1]))
+            self._paying_rows = sizes[-1]
+        self._batcher.set_limits(self._limits())
         self._expected_s = instance.batch_s.get(1, 0.0)
         self._batcher.add_worker(instance.handle)
         self._schedule_pump()
@@ -150,11 +164,15 @@ class Scheduler:
     def submit(self, request: InferenceRequest, done: DoneCallback, received: float) -> Entry:
         """Queue a request; `done` is called later, exactly once.
 
-        INVALID_ARGUMENT if it does not fit the model, RESOURCE_EXHAUSTED if the queue is full; then `done` is never called.
+        INVALID_ARGUMENT if it does not fit the model, RESOURCE_EXHAUSTED if the queue is full, UNAVAILABLE if it is too hot for
+        its priority; then `done` is never called.
         """
         try:
             fitted = self._admission.fit(request)
             batching = self._manifest.batching
+            priority = request.priority or batching.default_priority
+            if self._governor is not None:
+                self._governor.admit(priority)
             timeout_s = request.timeout_s
             if timeout_s is None and batching.default_timeout_ms:
                 timeout_s = batching.default_timeout_ms / 1000
@@ -164,7 +182,7 @@ class Scheduler:
                 shape_key=fitted.shape_key,
                 rows=fitted.rows,
                 nbytes=fitted.nbytes,
-                priority=request.priority or batching.default_priority,
+                priority=priority,
                 deadline=math.inf if timeout_s is None else received + timeout_s,
                 stream=request.stream,
                 idempotent=request.idempotent,
@@ -199,6 +217,10 @@ class Scheduler:
         self._pump()
 
     _gone: ApplianceError | None = None
+
+    def _gates_changed(self) -> None:
+        self._batcher.set_limits(self._limits())
+        self._schedule_pump()
 
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled:
@@ -418,6 +440,8 @@ class Scheduler:
     def slot_freed(self, instance: Instance) -> None:
         """Give the worker its next batch first; the answers go out while it runs."""
         self._pump()
+        if self._retiring:
+            self._tell_retired(instance)
 
     def worker_lost(self, instance: Instance, reason: str) -> None:
         """Requests it held are run once more, alone, elsewhere; the lifecycle decides about a new worker."""
@@ -427,6 +451,7 @@ class Scheduler:
             self._dispatched.pop(batch, None)
         instance.in_flight.clear()
         self._batcher.worker_lost(instance.handle, now)
+        self._tell_retired(instance)
         self._on_instance_lost(instance, reason)
         self._pump()
 
@@ -434,8 +459,23 @@ class Scheduler:
         """No more batches to it; used when the version is drained."""
         self._batcher.remove_worker(instance.handle)
 
+    async def retire_instance(self, instance: Instance) -> None:
+        """No more batches to it; returns when those it has are answered, or it is lost."""
+        self.remove_instance(instance)
+        while instance.in_flight and instance.handle in self.instances:
+            emptied = self._loop.create_future()
+            self._retiring[instance.handle] = emptied
+            await emptied
+
+    def _tell_retired(self, instance: Instance) -> None:
+        emptied = self._retiring.pop(instance.handle, None)
+        if emptied is not None and not emptied.done():
+            emptied.set_result(None)
+
     def close(self) -> None:
         """Stop the timers. Nothing waits any more, or `fail_all` was called."""
+        if self._end_gates is not None:
+            self._end_gates()
         for timer in (self._timer, self._budget_timer):
             if timer is not None:
                 timer.cancel()

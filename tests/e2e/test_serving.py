@@ -280,7 +280,7 @@ def test_an_unknown_model_and_a_missing_appliance_have_their_exit_codes(served: 
 
 def test_events_can_be_followed_from_the_command_line(served: House) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "appliance", "events", "--limit", "1", "--json", "--url", served.http],
+        [sys.executable, "-m", "appliance", "events", "--follow", "--limit", "1", "--json", "--url", served.http],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

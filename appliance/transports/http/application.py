@@ -26,9 +26,10 @@ from appliance.protocols.kserve_binary import Limits, ReplyFormat, decode_infer,
 from appliance.transports.http import compression, pages
 from appliance.transports.http.exchange import JSON_HEAD, Exchange
 from appliance.transports.http.origin import check_origin
+from appliance.transports.http.records import RecordRoutes
 
 if TYPE_CHECKING:
-    from appliance.service import Event, InferenceService, Ticket
+    from appliance.service import Event, InferenceService, Records, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,17 @@ class Route(msgspec.Struct, frozen=True):
 class HttpApplication:
     """The routes and their answers."""
 
-    def __init__(self, service: InferenceService, config: HttpConfig, metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        service: InferenceService,
+        config: HttpConfig,
+        metrics: Callable[[], bytes],
+        records: Records | None = None,
+    ) -> None:
         self._service = service
         self._config = config
         self._metrics = metrics
+        self._records = RecordRoutes(records)
         self._limits = Limits(config.max_json_bytes, config.max_json_depth)
         self._routes: dict[str, Route | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,6 +96,9 @@ class HttpApplication:
             "/v2/appliance/workers": Route("GET", self._workers),
             "/v2/appliance/events": Route("GET", self._events),
             "/v2/appliance/stream": Route("GET", self._stream),
+            "/v2/appliance/history": Route("GET", self._recorded, action="history"),
+            "/v2/appliance/energy": Route("GET", self._recorded, action="energy"),
+            "/v2/appliance/audit": Route("GET", self._recorded, action="audit"),
         }
 
     # --- the connection's calls ---
@@ -331,6 +342,9 @@ class HttpApplication:
         if exchange.method == "HEAD":
             exchange.reply(200, [], f"Content-Type: {LINES_TYPE}\r\n".encode())
             return
+        if RecordRoutes.wants_events(exchange.path):
+            self._recorded(exchange, msgspec.structs.replace(route, action="events"))
+            return
         match = LIMIT_QUERY.search(exchange.path)
         left = int(match[1]) if match else 0
         write = exchange.begin_stream(LINES_TYPE)
@@ -387,6 +401,15 @@ class HttpApplication:
         leave = self._service.subscribe(lambda event: send(b"event", event))
         exchange.on_gone = end
         tick()
+
+    def _recorded(self, exchange: Exchange, route: Route) -> None:
+        """A question to the recorder: it reads a file, so a thread asks."""
+        question = self._records.question(route.action, exchange.path)
+
+        async def run() -> None:
+            self._json(exchange, await self._records.ask(question))
+
+        self._spawn(exchange, run(), f"http-{route.action}")
 
     def _spawn(self, exchange: Exchange, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         """Run what ends in an answer; its errors are answers too."""

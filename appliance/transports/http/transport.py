@@ -23,7 +23,7 @@ from appliance.transports.http.application import HttpApplication
 from appliance.transports.http.connection import Connection
 
 if TYPE_CHECKING:
-    from appliance.service import InferenceService
+    from appliance.service import InferenceService, Records
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,11 @@ class HttpTransport:
         *,
         unix_socket: str | None,
         metrics: Callable[[], bytes],
+        records: Records | None = None,
         sockets: Sequence[socket.socket] = (),
     ) -> None:
         self.config = config
-        self.application = HttpApplication(service, config, metrics)
+        self.application = HttpApplication(service, config, metrics, records)
         self.closing = False
         self.date = _date()
         self.statuses: dict[int, int] = {}

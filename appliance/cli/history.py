@@ -1,0 +1,185 @@
+"""`history`, `energy` and `audit`: what the recorder knows, as sparklines, tables, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from appliance.cli.options import JSON, URL, command
+from appliance.cli.output import CommandError, Exit, print_json, print_table
+from appliance.cli.records import SINCE, ask, clock, moment
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARKLINE_POINTS = 60
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("history")(history)
+    app.command("energy")(energy)
+    audit = typer.Typer(no_args_is_help=True, help="What operators had done: verify, list.")
+    audit.command("verify")(verify)
+    audit.command("list")(list_actions)
+    app.add_typer(audit, name="audit")
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """One block a value, low to high; a gap is a space."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    top = len(BLOCKS) - 1
+    return "".join(" " if value is None else BLOCKS[round((value - low) / span * top)] for value in values)
+
+
+@command
+def history(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Readings, e.g. gpu.temperature; none: which there are.")
+    ] = None,
+    since: SINCE = "1h",
+    step: Annotated[str, typer.Option(help="The least time between points: 1min, 15min, 1h.")] = "",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print time, name, min, mean, max as CSV.")] = False,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """How readings went: a sparkline with minimum, mean and maximum, or CSV, or JSON."""
+    wanted = list(names or ())
+    if not wanted:
+        found = ask(url, "/v2/appliance/history", {}, lambda reader: {"series": reader.series()})
+        print_json(found) if as_json else typer.echo("\n".join(found["series"]))
+        return
+    begin = moment(since)
+    step_s = moment("0s") - moment(step) if step else 0.0
+    points = 2_000 if as_csv or as_json else SPARKLINE_POINTS
+    step_s = max(0.0, float(round(step_s)))
+    query = {"names": ",".join(wanted), "since": begin, "step": step_s, "points": points}
+    found = ask(
+        url,
+        "/v2/appliance/history",
+        query,
+        lambda reader: reader.history(wanted, since=begin, step_s=step_s, points=points),
+    )
+    if as_json:
+        print_json(found)
+    elif as_csv:
+        _csv(found)
+    else:
+        print_table(
+            ("READING", "MIN", "MEAN", "MAX", f"EVERY {found['step_s']:g} S"), [_row(name, found) for name in wanted]
+        )
+
+
+def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    columns = found["series"][name]
+    means = [value for value in columns["mean"] if value is not None]
+    if not means:
+        return (name, "", "", "", "nothing recorded")
+    lows = (value for value in columns["min"] if value is not None)
+    highs = (value for value in columns["max"] if value is not None)
+    return (name, f"{min(lows):g}", f"{sum(means) / len(means):.4g}", f"{max(highs):g}", sparkline(columns["mean"]))
+
+
+def _csv(found: dict[str, Any]) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(("time", "name", "min", "mean", "max"))
+    for name, columns in found["series"].items():
+        for wall, *numbers in zip(found["times"], columns["min"], columns["mean"], columns["max"], strict=True):
+            if numbers[0] is not None:
+                writer.writerow((clock(wall), name, *numbers))
+
+
+@command
+def energy(
+    since: SINCE = "7d",
+    price: Annotated[float, typer.Option(min=0, help="Of a kWh, in your currency.")] = 0.0,
+    gco2: Annotated[float, typer.Option(min=0, help="Grams of CO2 of a kWh.")] = 0.0,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """kWh, cost, CO2 and joules per 1,000 inferences by device and model; idle and unattributed are shown apart."""
+    import msgspec
+
+    from appliance.core.energy import EnergySum, price_list
+
+    begin = moment(since)
+    query = {"since": begin}
+    found = ask(
+        url,
+        "/v2/appliance/energy",
+        query,
+        lambda reader: {"energy": msgspec.to_builtins(reader.energy(since=begin))},
+    )
+    rows = price_list(msgspec.convert(found["energy"], list[EnergySum]), price, gco2)
+    if as_json:
+        print_json({"since": begin, "energy": rows})
+        return
+    if not rows:
+        typer.echo("no energy was recorded in that time: this box has no counter that we can read")
+        return
+    print_table(
+        ("DEVICE", "SOURCE", "PART", "KWH", "COST", "G CO2", "ITEMS", "J PER 1000"),
+        [
+            (
+                row["device"],
+                f"{row['source']}{' (estimate)' if row['estimated'] else ''}",
+                row["model"] or row["kind"],
+                f"{row['kwh']:.6f}",
+                f"{row['cost']:.4f}",
+                f"{row['gco2']:.1f}",
+                row["items"] or "",
+                "" if row["joules_per_1000"] is None else f"{row['joules_per_1000']:.3g}",
+            )
+            for row in rows
+        ],
+    )
+
+
+@command
+def verify(url: URL = None, as_json: JSON = False) -> None:
+    """Whether the chain of actions holds: nothing changed, removed or inserted. Exit status 1 if it does not."""
+    verdict = ask(url, "/v2/appliance/audit", {"limit": 1}, lambda reader: reader.audit(limit=1))["verdict"]
+    if as_json:
+        print_json(verdict)
+    elif verdict["ok"]:
+        typer.echo(f"{verdict['entries']} actions, the chain holds; its head is {verdict['head']}")
+    if not verdict["ok"]:
+        if as_json:
+            raise typer.Exit(int(Exit.FAILED))
+        raise CommandError(
+            Exit.FAILED,
+            "BROKEN_CHAIN",
+            f"the chain of actions is broken at entry {verdict['broken_seq']}: {verdict['reason']}",
+            "keep the file as it is, and compare the heads in the log (audit.action)",
+        )
+
+
+@command
+def list_actions(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 50,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """The newest actions, oldest first."""
+    found = ask(url, "/v2/appliance/audit", {"limit": limit}, lambda reader: reader.audit(limit=limit))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("NUMBER", "TIME", "ACTOR", "ACTION", "ON"),
+        [
+            (
+                entry["seq"],
+                clock(entry["time"]),
+                entry["actor"],
+                entry["action"],
+                " ".join(f"{key}={value}" for key, value in entry["fields"].items()),
+            )
+            for entry in found["entries"]
+        ],
+    )

@@ -1,0 +1,66 @@
+"""The command line's way to what was recorded: a running appliance over HTTP, or its file when none runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from appliance.cli.connection import Appliance
+from appliance.cli.output import CommandError, Exit, note
+from appliance.config import find, load, recorder_path
+
+if TYPE_CHECKING:
+    from appliance.recording.reader import RecordReader
+
+SINCE = Annotated[
+    str, typer.Option("--since", help="30s, 15min, 24h, 7d ago, or a time like 2027-01-31T06:00.", show_default=True)
+]
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def moment(text: str) -> float:
+    """Seconds since 1970 of "24h" (ago) or an ISO time (local unless it says otherwise)."""
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d|w)", text.strip()):
+        return time.time() - float(match[1]) * UNITS[match[2]]
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise CommandError(Exit.USAGE, "USAGE", f"{text!r} is no time", "24h, 7d, 15min, or 2027-01-31T06:00") from None
+
+
+def clock(wall: float) -> str:
+    """A moment as a person on site reads it."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(wall).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def ask(url: str | None, path: str, query: dict[str, Any], from_file: Callable[[RecordReader], Any]) -> Any:
+    """The appliance's answer, or the file's if no appliance answers and none was named."""
+    asked = urlencode({key: value for key, value in query.items() if value not in ("", None)})
+    try:
+        return Appliance(url).get(f"{path}?{asked}")
+    except CommandError as error:
+        if error.code is not Exit.UNREACHABLE or url is not None:
+            raise
+    return from_disk(from_file)
+
+
+def from_disk(question: Callable[[RecordReader], Any]) -> Any:
+    """Ask the configured file itself."""
+    from appliance.core.errors import ApplianceError
+    from appliance.recording.reader import RecordReader
+
+    file = recorder_path(load(find()))
+    note(f"no appliance answers: reading {file}")
+    try:
+        return question(RecordReader(file))
+    except ApplianceError as error:
+        raise CommandError(Exit.FAILED, "NO_RECORD", error.message, "start one with `appliance serve`") from error

@@ -1,0 +1,187 @@
+"""The recorder's file: how it is opened, checked, set aside when it is damaged, and read by others.
+
+WAL, so that readers never stop the writer. synchronous=FULL: a commit is on the disk when it returns, and there is one a second;
+NORMAL would lose what came after the last checkpoint (measured with the shutdown ioctl: up to 499 commits).
+auto_vacuum=INCREMENTAL, so that a pruned file shrinks. It knows nothing of threads or queues; `writer` and `reader` use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x41495052  # "AIPR"
+PAGE_BYTES = 4096
+WAL_PAGES = 256
+"""A checkpoint after so many pages: the WAL stays near one MiB."""
+DAMAGED_KEPT = 2
+"""Damaged files that are kept for a look; they count for nobody's budget, so there are few."""
+BUSY_TIMEOUT_S = 2.0
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments (id INTEGER PRIMARY KEY, run_id TEXT NOT NULL,
+  boot_id TEXT NOT NULL, wall REAL NOT NULL, monotonic REAL NOT NULL);
+CREATE TABLE layouts (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);
+CREATE TABLE samples_1 (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, start INTEGER NOT NULL, wall REAL NOT NULL,
+  layout INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (segment, start));
+CREATE INDEX samples_1_wall ON samples_1 (wall);
+CREATE TABLE samples_60 (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, start INTEGER NOT NULL, wall REAL NOT NULL,
+  layout INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (segment, start));
+CREATE INDEX samples_60_wall ON samples_60 (wall);
+CREATE TABLE samples_900 (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, start INTEGER NOT NULL, wall REAL NOT NULL,
+  layout INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (segment, start));
+CREATE INDEX samples_900_wall ON samples_900 (wall);
+CREATE TABLE events (id INTEGER PRIMARY KEY, wall REAL NOT NULL, monotonic REAL NOT NULL, boot_id TEXT NOT NULL,
+  kind TEXT NOT NULL, severity TEXT NOT NULL, fields TEXT NOT NULL);
+CREATE INDEX events_wall ON events (wall);
+CREATE TABLE energy (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, start INTEGER NOT NULL, wall REAL NOT NULL,
+  device TEXT NOT NULL, source TEXT NOT NULL, estimated INTEGER NOT NULL, kind TEXT NOT NULL, model TEXT NOT NULL,
+  uj INTEGER NOT NULL, busy_s REAL NOT NULL,
+  items INTEGER NOT NULL, UNIQUE (segment, start, device, source, estimated, kind, model));
+CREATE INDEX energy_wall ON energy (wall);
+CREATE TABLE audit (seq INTEGER PRIMARY KEY, time REAL NOT NULL, monotonic REAL NOT NULL, boot_id TEXT NOT NULL,
+  actor TEXT NOT NULL, action TEXT NOT NULL, fields TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+"""
+
+MIGRATIONS: dict[int, str] = {}
+"""From version N to N + 1: the statements, carried out in one transaction."""
+
+
+class UnusableFileError(Exception):
+    """The file is there and cannot be used: what is wrong with it."""
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """No room: the disk is full, or the budget is."""
+    return _code(error) == sqlite3.SQLITE_FULL or (
+        isinstance(error, sqlite3.OperationalError) and _code(error) == sqlite3.SQLITE_IOERR
+    )
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """What is in the file is not what we wrote."""
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_ERROR)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code; an error of the binding itself has none and counts as SQLITE_ERROR."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def open_for_writing(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, str]:
+    """The connection that writes, and what was set aside ("" if nothing). OSError or sqlite3.Error if there is no way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _open(path, max_bytes), ""
+    except UnusableFileError as error:
+        reason = str(error)
+    except sqlite3.DatabaseError as error:
+        if not path.exists() or not (is_damage(error) or _code(error) == sqlite3.SQLITE_READONLY):
+            raise
+        reason = str(error)
+    aside = set_aside(path)
+    return _open(path, max_bytes), f"{reason}; kept as {aside.name}"
+
+
+def _open(path: Path, max_bytes: int) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        # what is damaged inside a text must not keep the rest from being read
+        connection.text_factory = _text
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit={WAL_PAGES * PAGE_BYTES}")
+        _check(connection)
+        _bring_up_to_date(connection)
+        connection.execute(f"PRAGMA max_page_count={max(64, max_bytes // PAGE_BYTES)}")
+        # a header that says "read only" passes every check but this one
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', '')")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """PRAGMA quick_check: every page and record, without comparing indexes; a 256 MB file takes less than a second."""
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise UnusableFileError(str(found).replace("\n", " ")[:200])
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    if version > SCHEMA_VERSION or version < 0:
+        raise UnusableFileError(f"written by a newer release (schema {version}, known here: {SCHEMA_VERSION})")
+    if version == 0 and not empty:
+        raise UnusableFileError("not a recorder's file")
+    statements = SCHEMA if version == 0 else "".join(MIGRATIONS[number] for number in range(version, SCHEMA_VERSION))
+    if statements:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {statements} PRAGMA application_id={APPLICATION_ID}; "
+            f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+        )
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, with its WAL, and keep only the last few such. Returns its new path."""
+    moment = path.stat().st_mtime_ns
+    aside = path.with_name(f"{path.name}.damaged-{moment // 1_000_000_000}-{os.getpid()}")
+    while aside.exists():
+        moment += 1_000_000_000
+        aside = path.with_name(f"{path.name}.damaged-{moment // 1_000_000_000}-{os.getpid()}")
+    path.rename(aside)
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"{path}-wal").rename(f"{aside}-wal")
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"{path}-shm").unlink()
+    older = sorted(
+        (file for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith("-wal")),
+        key=lambda file: file.stat().st_mtime_ns,
+    )
+    for file in older[:-DAMAGED_KEPT]:
+        for gone in (file, Path(f"{file}-wal")):
+            with contextlib.suppress(FileNotFoundError):
+                gone.unlink()
+    return aside
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write. FileNotFoundError without a file; sqlite3.Error if it cannot be read.
+
+    A WAL that a killed appliance left in a folder that we may not write cannot be opened; then the file is read without it, and
+    the last seconds are missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recorder file {path}")
+    uri = path.resolve().as_uri()
+    connection = None
+    try:
+        connection = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.OperationalError:
+        if connection is not None:
+            connection.close()
+        connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    except sqlite3.DatabaseError:
+        if connection is not None:
+            connection.close()
+        raise
+    connection.text_factory = _text
+    return connection

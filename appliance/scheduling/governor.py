@@ -1,0 +1,132 @@
+"""The shell of `core.thermal`: takes samples, publishes the gates, and holds back whoever asks.
+
+It reads no sensor: `daemon` gives it samples. Schedulers ask it for each request and hear of every change of its gates; the
+compiler waits at it. It decides nothing that the core does not say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from appliance.config import GovernorConfig
+from appliance.core.errors import unavailable
+from appliance.core.thermal import OPEN, Gates, Judgement, Level, ThermalCore, ThermalPolicy, ThermalSample
+from appliance.observability.events import EventBus
+
+log = logging.getLogger(__name__)
+
+STALE_S = 5.0
+"""Samples come about once a second. When none has come for so long, nobody sees the temperature: the core is told so."""
+
+
+def policy_of(config: GovernorConfig) -> ThermalPolicy:
+    """The core's policy as configured."""
+    return ThermalPolicy(
+        warm_margin_c=config.warm_margin_c,
+        hot_margin_c=config.hot_margin_c,
+        critical_margin_c=config.critical_margin_c,
+        hysteresis_c=config.hysteresis_c,
+        dwell_s=config.dwell_s,
+        max_dwell_s=config.max_dwell_s,
+        lookahead_s=config.lookahead_s,
+        blind_s=config.blind_s,
+        assumed_limit_c=config.assumed_limit_c,
+        low_priority=config.low_priority,
+        critical_priority=config.critical_priority,
+        stop_when_critical=config.critical == "stop",
+    )
+
+
+class Governor:
+    """See the module. Everything on the event loop."""
+
+    def __init__(self, policy: ThermalPolicy, events: EventBus) -> None:
+        self.gates: Gates = OPEN
+        self._core = ThermalCore(policy)
+        self._events = events
+        self._listeners: list[Callable[[], None]] = []
+        self._sampled_at: float | None = None
+        self._cool = asyncio.Event()
+        self._cool.set()
+
+    @property
+    def judgement(self) -> Judgement:
+        """The last one, device by device."""
+        return self._core.judgement
+
+    def observe(self, sample: ThermalSample) -> None:
+        """Judge a sample; whoever listens hears of other gates."""
+        self._sampled_at = sample.time_s
+        self._apply(self._core.observe(sample))
+
+    def tick(self, now: float) -> None:
+        """Once a second: samples that stay away are sensors that vanished. A box that never gave one is left alone."""
+        if self._sampled_at is not None and now - self._sampled_at >= STALE_S:
+            self._apply(self._core.observe(ThermalSample(now)))
+
+    def _apply(self, judged: Judgement) -> None:
+        before, self.gates = self.gates, judged.gates
+        if judged.changed:
+            self._tell(before.level)
+        if self.gates.builds:
+            self._cool.set()
+        else:
+            self._cool.clear()
+        if (before.concurrency, before.batch_growth) != (self.gates.concurrency, self.gates.batch_growth):
+            for listener in tuple(self._listeners):
+                listener()
+
+    def _tell(self, before: Level) -> None:
+        level = self.gates.level
+        fields = {"level": level.name, "before": before.name, "reason": self.gates.reason or "it has cooled down"}
+        log.log(logging.WARNING if level > before else logging.INFO, "governor.level", extra={"fields": fields})
+        self._events.publish("governor.level", **fields, max_priority=self.gates.max_priority)
+
+    def admit(self, priority: int) -> None:
+        """UNAVAILABLE with the reason, and when to come again, if it is too hot for that priority."""
+        if priority > self.gates.max_priority:
+            raise unavailable(
+                f"priority {priority} is not served now: {self.gates.reason}", retry_after_s=self.gates.retry_after_s
+            )
+
+    async def builds_allowed(self) -> None:
+        """Returns when builds may run."""
+        await self._cool.wait()
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` when concurrency or batch growth change; the result ends that, and may be called twice."""
+        self._listeners.append(listener)
+
+        def end() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return end
+
+    def snapshot(self) -> dict[str, Any]:
+        """For the status document."""
+        gates = self.gates
+        return {
+            "level": gates.level.name,
+            "reason": gates.reason,
+            "max_priority": gates.max_priority,
+            "builds": gates.builds,
+            "explanations": gates.explanations,
+            "concurrency": gates.concurrency,
+            "batch_growth": gates.batch_growth,
+            "devices": [
+                {
+                    "device": device.device,
+                    "level": device.level.name,
+                    "temperature_c": device.temperature_c,
+                    "headroom_c": device.headroom_c,
+                    "slope_c_per_s": device.slope_c_per_s,
+                    "limit_in_s": device.limit_in_s,
+                    "note": device.note,
+                }
+                for device in self._core.judgement.devices
+            ],
+        }

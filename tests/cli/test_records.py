@@ -1,0 +1,131 @@
+"""Commands about what was recorded, on the file of an appliance that is not running."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from appliance.cli.bugreport import redact, redact_text
+from appliance.cli.history import sparkline
+from appliance.cli.main import app
+from appliance.cli.records import moment
+from appliance.core.energy import EnergyWindow, ModelShare
+from appliance.recording.recorder import Recorder
+
+run = CliRunner()
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A record, a configuration that names it, and nobody who answers."""
+    path = tmp_path / "r.sqlite3"
+    config = tmp_path / "appliance.toml"
+    config.write_text(f'runtime_dir = "{tmp_path}"\n[recorder]\npath = "{path}"\n[http]\nport = 1\n')
+    monkeypatch.setenv("APPLIANCE_CONFIG", str(config))
+    monkeypatch.delenv("APPLIANCE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder(path, max_bytes=64 << 20)
+    recorder.start()
+    now = time.time()
+    for second in range(120):
+        recorder.record_sample(now - 120 + second, 1000.0 + second, {"gpu.temperature": 40.0 + second})
+    recorder.record_event("model.state", "info", {"model": "digits", "api_token": "hush"})
+    recorder.record_action("anna", "load", {"model": "digits"})
+    recorder.record_energy(
+        EnergyWindow("gpu0", "rapl", True, 10.0, 10**7, 3 * 10**6, 0, (ModelShare("m", 7 * 10**6, 1.0, 700),))
+    )
+    assert recorder.flush()
+    recorder.close()
+    return path
+
+
+def output(*arguments: str, code: int = 0) -> str:
+    done = run.invoke(app, list(arguments))
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def test_events_are_read_from_the_file_when_nobody_answers(file: Path) -> None:
+    assert "model=digits" in output("events", "--since", "1h")
+    found = json.loads(output("events", "--kind", "operator", "--json"))["events"]
+    assert [event["fields"]["actor"] for event in found] == ["anna"]
+
+
+def test_history_is_a_sparkline_csv_or_json(file: Path) -> None:
+    line = output("history", "gpu.temperature")
+    assert "159" in line
+    assert "▁" in line
+    assert "█" in line
+    rows = output("history", "gpu.temperature", "--csv").splitlines()
+    assert rows[0] == "time,name,min,mean,max"
+    assert len(rows) == 121
+    assert json.loads(output("history", "gpu.temperature", "--json"))["tier_s"] == 1
+    assert output("history").strip() == "gpu.temperature"
+    assert "nothing recorded" in output("history", "no.such")
+
+
+def test_energy_has_its_price_and_an_estimate_is_called_one(file: Path) -> None:
+    assert "rapl (estimate)" in output("energy", "--price", "0.30", "--gco2", "380")
+    rows = {row["kind"]: row for row in json.loads(output("energy", "--price", "0.30", "--json"))["energy"]}
+    assert rows["model"]["joules_per_1000"] == pytest.approx(10.0)
+    assert rows["total"]["cost"] == pytest.approx(10 / 3.6e6 * 0.30)
+    assert rows["total"]["joules"] == sum(rows[kind]["joules"] for kind in ("idle", "unattributed", "model"))
+
+
+def test_the_chain_is_verified_and_a_broken_one_is_an_error(file: Path) -> None:
+    assert "the chain holds" in output("audit", "verify")
+    assert "anna" in output("audit", "list")
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE audit SET action = 'unload'")
+    connection.close()
+    assert "changed after it was written" in run.invoke(app, ["audit", "verify"]).stderr
+    assert json.loads(output("audit", "verify", "--json", code=1))["ok"] is False
+
+
+def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path: Path) -> None:
+    shown = json.loads(output("bugreport", "-o", "report.tar.gz", "--json"))
+    assert {part["name"] for part in shown["contents"]} >= {
+        "events.json",
+        "history.json",
+        "configuration.json",
+        "log.txt",
+    }
+    with tarfile.open(tmp_path / "report.tar.gz") as archive:
+        texts = {entry.name: archive.extractfile(entry).read().decode() for entry in archive}  # type: ignore[union-attr]
+    assert "digits" in texts["bugreport/events.json"]
+    assert not any("hush" in text for text in texts.values())
+    assert (tmp_path / "report.tar.gz").stat().st_mode & 0o077 == 0
+    assert run.invoke(app, ["bugreport", "-o", "report.tar.gz"]).exit_code == 1, "an archive is not overwritten"
+
+
+@given(st.text(alphabet="abcXYZ019_-", min_size=12, max_size=30))
+def test_what_is_assigned_to_a_secret_s_name_is_removed(secret: str) -> None:
+    for text in (
+        f"api_key={secret}",
+        f'"token": "{secret}"',
+        f"Authorization: Bearer {secret}",
+        f"http://u:{secret}@h/",
+    ):
+        assert secret not in redact_text(text)
+    assert redact({"a": [{"db_password": secret}], "n": 1}) == {"a": [{"db_password": "(removed)"}], "n": 1}
+
+
+@given(st.lists(st.none() | st.floats(-1e6, 1e6), max_size=80))
+def test_a_sparkline_has_one_block_a_value(values: list[float | None]) -> None:
+    line = sparkline(values)
+    assert len(line) == (len(values) if any(value is not None for value in values) else 0)
+
+
+def test_moments_are_spans_or_times() -> None:
+    assert moment("24h") == pytest.approx(time.time() - 86_400, abs=5)
+    assert moment("1.5h") == pytest.approx(time.time() - 5_400, abs=5)
+    assert moment("2027-01-31T06:00+00:00") == 1_801_375_200.0
+    assert run.invoke(app, ["events", "--since", "yesterday"]).exit_code == 2

@@ -1,0 +1,257 @@
+"""The recorder: what is recorded is read back, whatever happens to the process, the file, the clock or the disk."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.core.energy import EnergyWindow, ModelShare
+from appliance.core.history import TIERS
+from appliance.recording import bridge
+from appliance.recording.reader import RecordReader
+from appliance.recording.recorder import Recorder
+from appliance.recording.writer import Item, RecordedEvent, Sample, Writer
+
+MB = 1 << 20
+WALL = 1_800_000_000.0
+
+
+def writer(path: Path, max_bytes: int = 64 * MB, run_id: str = "run") -> Writer:
+    return Writer(path, max_bytes, run_id=run_id, boot_id="boot")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "recorder.sqlite3"
+
+
+@pytest.fixture
+def recorder(path: Path) -> Iterator[Recorder]:
+    found = Recorder(path, max_bytes=64 * MB)
+    found.start()
+    yield found
+    found.close()
+
+
+def samples(count: int, names: int = 3, wall: float = WALL, begin: float = 1000.0) -> Iterator[Sample]:
+    for second in range(count):
+        values = {f"s{number}": float((second * 7 + number) % 100) for number in range(names)}
+        yield Sample(wall + second, begin + second, values)
+
+
+def test_what_is_recorded_is_read_back(recorder: Recorder, path: Path) -> None:
+    recorder.record_event("model.state", "info", {"model": "m"})
+    recorder.record_sample(WALL, 10.0, {"gpu.temperature": 61.0, "broken": float("nan")})
+    assert recorder.flush()
+    reader = RecordReader(path)
+    [event] = reader.events(kind="model")
+    assert (event["kind"], event["severity"], event["fields"]) == ("model.state", "info", {"model": "m"})
+    found = reader.history(["gpu.temperature", "broken"], since=WALL - 10)
+    assert found["series"]["gpu.temperature"] == {"min": [61.0], "mean": [61.0], "max": [61.0]}
+    assert found["series"]["broken"]["mean"] == [None]
+    assert recorder.state.problem == ""
+
+
+def test_actions_form_a_chain_and_a_change_in_the_file_shows(recorder: Recorder, path: Path) -> None:
+    for number in range(5):
+        recorder.record_action("anna", "load", {"model": f"m{number}"})
+    assert recorder.flush()
+    reader = RecordReader(path)
+    assert reader.audit()["verdict"]["ok"]
+    assert len(reader.events(kind="operator")) == 5
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE audit SET actor = 'otto' WHERE seq = 3")
+    verdict = reader.audit()["verdict"]
+    assert not verdict["ok"]
+    assert verdict["broken_seq"] == 3
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM audit WHERE seq = 3")
+    assert RecordReader(path).audit()["verdict"]["reason"].startswith("entry 3 is missing")
+    connection.close()
+
+
+def test_energy_is_summed_and_its_parts_make_the_total(recorder: Recorder, path: Path) -> None:
+    window = EnergyWindow("gpu0", "nvml", False, 10.0, 1000, 300, 100, (ModelShare("m", 600, 4.0, 50),))
+    for _ in range(3):
+        recorder.record_energy(window)
+    assert recorder.flush()
+    sums = {one.kind: one for one in RecordReader(path).energy()}
+    assert sums["total"].uj == 3000 == sums["idle"].uj + sums["unattributed"].uj + sums["model"].uj
+    assert (sums["model"].model, sums["model"].items) == ("m", 150)
+
+
+def test_a_run_that_did_not_say_goodbye_is_told_by_the_next(path: Path) -> None:
+    first = writer(path)
+    assert first.begin(WALL, 1.0) is None
+    first.apply(list(samples(150)))
+    first.close()
+    second = writer(path, run_id="next")
+    crashed = second.begin(WALL + 500, 501.0)
+    assert crashed is not None
+    assert (crashed["run_id"], crashed["same_boot"], crashed["last_heard"]) == ("run", True, WALL + 149)
+    second.end()
+    second.close()
+    third = writer(path)
+    assert third.begin(WALL + 600, 601.0) is None
+    rows = third._connection.execute("SELECT count(*) FROM samples_60").fetchone()[0]
+    assert rows == 4, (
+        "1000..1149 touches the minutes from 960, 1020, 1080 and 1140, the last one made by the second run"
+    )
+    third.close()
+
+
+def test_a_stepped_clock_is_an_event_and_no_reading_is_lost(path: Path) -> None:
+    found = writer(path)
+    found.begin(WALL, 1000.0)
+    steady = list(samples(10))
+    ahead = list(samples(10, wall=WALL + 86_400, begin=1010.0))
+    back = list(samples(10, wall=WALL - 3_600, begin=1020.0))
+    found.apply([*steady, *ahead, *back])
+    found.close()
+    reader = RecordReader(path)
+    steps = [event["fields"]["seconds"] for event in reader.events(kind="clock.step")]
+    assert steps == [86_390.0, -90_010.0]
+    history = reader.history(["s0"], since=WALL - 7200, until=WALL + 100_000, step_s=1.0, points=2000)
+    assert sum(value is not None for value in history["series"]["s0"]["mean"]) >= 1
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM samples_1").fetchone()[0] == 30
+    connection.close()
+
+
+def test_a_day_of_samples_stays_within_the_budget_and_is_answered_from_the_right_tier(path: Path) -> None:
+    found = writer(path)
+    found.begin(WALL, 1000.0)
+    day = list(samples(86_400, names=10))
+    for begin in range(0, len(day), 1800):
+        found.apply(day[begin : begin + 1800])
+    found.keep_within_budget()
+    found.close()
+    assert path.stat().st_size < 8 * MB
+    reader = RecordReader(path)
+    end = WALL + 86_400
+    assert reader.history(["s0"], since=end - 600, until=end, points=2000)["tier_s"] == 1
+    day_answer = reader.history(["s0"], since=WALL, until=end, points=2000)
+    assert day_answer["tier_s"] == 60
+    column = day_answer["series"]["s0"]
+    assert len(column["mean"]) >= 1_430
+    assert min(column["min"]) == 0.0
+    assert max(column["max"]) == 99.0
+    assert sum(column["mean"]) / len(column["mean"]) == pytest.approx(49.5, abs=0.5)
+
+
+def test_beyond_the_budget_the_oldest_goes_and_the_newest_stays(path: Path) -> None:
+    found = writer(path, max_bytes=8 * MB)
+    found.begin(WALL, 1000.0)
+    dropped = 0
+    for number in range(60):
+        batch: list[Item] = [
+            RecordedEvent(WALL + number, 1000.0 + number, "x", "info", {"n": number, "pad": "y" * 2000})
+            for _ in range(100)
+        ]
+        found.apply(batch)
+        dropped += found.keep_within_budget()
+        assert path.stat().st_size <= 8 * MB
+    found.close()
+    assert dropped > 0
+    assert RecordReader(path).events(limit=1)[0]["fields"]["n"] == 59
+
+
+@pytest.mark.parametrize("part", ["", "-wal"])
+def test_a_damaged_file_is_read_or_set_aside_and_never_the_end(path: Path, tmp_path: Path, part: str) -> None:
+    made = writer(path)
+    made.begin(WALL, 1000.0)
+    if not part:
+        made.apply([*samples(300), *(RecordedEvent(WALL, 1.0, "e", "info", {"n": n}) for n in range(200))])
+        made._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    else:
+        made._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        made.apply([*samples(300), *(RecordedEvent(WALL, 1.0, "e", "info", {"n": n}) for n in range(200))])
+    files = {
+        suffix: Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal") if Path(f"{path}{suffix}").exists()
+    }
+    made.close()
+    chance = random.Random(7)
+    places = [*range(0, 100, 7), *(chance.randrange(len(files[part])) for _ in range(40))]
+    aside = 0
+    for number, place in enumerate(places):
+        target = tmp_path / f"case{number}" / "recorder.sqlite3"
+        target.parent.mkdir()
+        for suffix, data in files.items():
+            changed = bytearray(data)
+            if suffix == part:
+                changed[place : place + 16] = bytes(byte ^ 0xFF for byte in changed[place : place + 16])
+            Path(f"{target}{suffix}").write_bytes(changed)
+        again = Recorder(target, max_bytes=64 * MB)
+        again.start()
+        again.record_event("after")
+        assert again.flush(), again.state
+        again.close()
+        reader = RecordReader(target)
+        assert reader.events(kind="after"), place
+        reader.history(["s0"], since=0.0)
+        reader.audit()
+        if any(file.name.startswith("recorder.sqlite3.damaged") for file in target.parent.iterdir()):
+            aside += 1
+            assert reader.events(kind="recorder.damaged")
+    assert aside > 0 or part, "headers were among what was damaged"
+
+
+def test_a_second_appliance_on_the_same_file_records_nothing_and_says_so(recorder: Recorder, path: Path) -> None:
+    assert recorder.flush()
+    recorder.record_event("mine")
+    assert recorder.flush()
+    second = Recorder(path, max_bytes=64 * MB)
+    second.start()
+    second.record_event("theirs")
+    second.close()
+    assert "another appliance" in second.state.problem
+    assert [event["kind"] for event in RecordReader(path).events()] == ["mine"]
+
+
+def test_a_queue_that_is_full_drops_the_oldest_and_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.recording.recorder.QUEUE_ITEMS", 10)
+    found = Recorder(path, max_bytes=64 * MB)
+    for number in range(25):
+        found.record_event("e", "info", {"n": number})
+    assert found.state.dropped == 15
+    found.start()
+    assert found.flush()
+    found.close()
+    assert [event["fields"]["n"] for event in RecordReader(path).events()] == list(range(15, 25))
+
+
+def test_the_bridge_keeps_events_grades_them_and_chains_operators() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.events: list[tuple[str, str]] = []
+            self.actions: list[tuple[str, str, dict[str, object] | None]] = []
+
+        def record_event(self, kind: str, severity: str = "info", fields: dict[str, object] | None = None) -> None:
+            self.events.append((kind, severity))
+
+        def record_action(self, actor: str, action: str, fields: dict[str, object] | None = None) -> None:
+            self.actions.append((actor, action, fields))
+
+    from appliance.observability.events import EventBus
+
+    heard = Heard()
+    bus = EventBus()
+    bus.subscribe(bridge.listener(heard))
+    bus.publish("model.progress", percent=1)
+    bus.publish("model.state", state="FAILED")
+    bus.publish("worker.lost", pid=1)
+    bus.publish("operator.load", model="m", actor="anna")
+    assert heard.events == [("model.state", "error"), ("worker.lost", "error")]
+    assert heard.actions == [("anna", "load", {"model": "m"})]
+
+
+def test_a_year_of_sixty_readings_fits_the_default_budget() -> None:
+    from appliance.config import RecorderConfig
+    from appliance.core.history import full_bytes
+
+    assert full_bytes(60) < 0.5 * RecorderConfig().max_size_mb * MB
+    assert [tier.span_s for tier in TIERS] == [3_600, 7 * 86_400, 365 * 86_400]

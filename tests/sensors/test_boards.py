@@ -1,0 +1,188 @@
+"""Host, board, Jetson and storage, on fake /proc and /sys trees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from appliance.sensors.board import BoardSampler
+from appliance.sensors.clock import ClockWatch
+from appliance.sensors.host import HostSampler
+from appliance.sensors.storage import StorageSampler
+
+Tree = Callable[[dict[str, object]], Path]
+
+PC: dict[str, object] = {
+    "proc/stat": "cpu 100 0 100 800 0 0 0 0 0 0",
+    "proc/meminfo": "MemTotal: 8000 kB\nMemAvailable: 6000 kB\nSwapTotal: 100 kB\nSwapFree: 60 kB",
+    "proc/loadavg": "0.50 0.4 0.3 1/100 1",
+    "proc/pressure/memory": "some avg10=1.50 avg60=0 avg300=0 total=1\nfull avg10=0.50 avg60=0 avg300=0 total=1",
+    "sys/class/net/eth0/carrier": 1,
+    "sys/class/net/eth0/carrier_changes": 3,
+    "sys/class/net/eth0/statistics/rx_bytes": 1000,
+    "sys/class/net/eth0/statistics/tx_bytes": 500,
+    "sys/class/net/eth0/statistics/rx_errors": 1,
+    "sys/class/net/eth0/statistics/tx_errors": 0,
+    "sys/class/net/eth0/statistics/rx_dropped": 2,
+    "sys/class/net/eth0/statistics/tx_dropped": 0,
+    "sys/class/hwmon/hwmon0/name": "coretemp",
+    "sys/class/hwmon/hwmon0/temp1_label": "Package id 0",
+    "sys/class/hwmon/hwmon0/temp1_input": 55000,
+    "sys/class/hwmon/hwmon1/name": "nvme",
+    "sys/class/hwmon/hwmon1/temp1_input": -256000,
+    "sys/class/hwmon/hwmon2/name": "nct6775",
+    "sys/class/hwmon/hwmon2/fan1_input": 1200,
+    "sys/class/thermal/thermal_zone0/type": "x86_pkg_temp",
+    "sys/class/thermal/thermal_zone0/temp": "rubbish",
+}
+
+ORIN: dict[str, object] = {
+    "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0003\0nvidia,tegra234\0",
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano\0",
+    "proc/meminfo": "MemTotal: 8000 kB\nMemAvailable: 6000 kB",
+    "sys/class/devfreq/17000000.gpu/device/of_node/name": "gpu\0",
+    "sys/class/devfreq/17000000.gpu/device/load": 437,
+    "sys/class/devfreq/17000000.gpu/cur_freq": 306_000_000,
+    "sys/class/devfreq/17000000.gpu/max_freq": 624_750_000,
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+    "sys/class/thermal/thermal_zone0/temp": 48000,
+    "sys/class/thermal/thermal_zone1/type": "gpu-thermal",
+    "sys/class/thermal/thermal_zone1/temp": 46500,
+    "sys/class/hwmon/hwmon1/name": "ina3221",
+    "sys/class/hwmon/hwmon1/in1_label": "VDD_IN",
+    "sys/class/hwmon/hwmon1/in1_input": 5000,
+    "sys/class/hwmon/hwmon1/curr1_input": 1000,
+    "sys/class/hwmon/hwmon1/in2_label": "VDD_CPU_GPU_CV",
+    "sys/class/hwmon/hwmon1/in2_input": 5000,
+    "sys/class/hwmon/hwmon1/curr2_input": 300,
+    "sys/class/hwmon/hwmon1/in3_label": "NC",
+    "sys/class/hwmon/hwmon1/in7_label": "sum of shunt voltages",
+    "sys/class/hwmon/hwmon2/name": "pwmfan",
+    "sys/class/hwmon/hwmon2/pwm1": 51,
+    "var/lib/nvpmodel/status": "pmode:0002",
+}
+
+
+def test_a_plain_pc(tree: Tree) -> None:
+    root = tree(PC)
+    host = HostSampler(root=root)
+    assert host.sample(0.0).readings["host.cpu.load"].reason == "known from the second sample on"
+    tree({"proc/stat": "cpu 150 0 150 900 0 0 0 0 0 0"})
+    readings = {**host.sample(1.0).readings, **BoardSampler(root=root).sample(0.0).readings}
+    expected = {
+        "host.cpu.load": 50.0,
+        "host.memory.available": 6_144_000,
+        "host.memory.swap_used": 40 * 1024,
+        "host.pressure.memory.some": 1.5,
+        "host.pressure.memory.full": 0.5,
+        "host.network.eth0.up": 1,
+        "host.network.eth0.errors": 3,
+        "host.temperature.coretemp_Package_id_0": 55.0,
+        "host.fan.nct6775_fan1": 1200,
+    }
+    assert {name: readings[name].value for name in expected} == expected
+    reasons = {name: readings[name].reason for name in (
+        "host.pressure.cpu.some", "host.temperature.nvme_temp1", "host.temperature.zone_x86_pkg_temp")}  # fmt: skip
+    assert reasons == {
+        "host.pressure.cpu.some": "this kernel does not have it (pressure stall information)",
+        "host.temperature.nvme_temp1": "-256 °C is not believed: outside -60 to 150 °C",
+        "host.temperature.zone_x86_pkg_temp": "expected a number, found 'rubbish'",
+    }
+
+
+def test_an_orin_reports_its_gpu_rails_fan_and_mode(tree: Tree) -> None:
+    part = BoardSampler(root=tree(ORIN)).sample(0.0)
+    expected = {
+        "gpu.0.utilization": pytest.approx(43.7),
+        "gpu.0.clock.graphics": pytest.approx(306),
+        "gpu.0.temperature": pytest.approx(46.5),
+        "gpu.0.power": pytest.approx(1.5),
+        "gpu.0.memory.free": 6_144_000,
+        "host.rail.VDD_IN.power": pytest.approx(5.0),
+        "host.fan.pwmfan.duty": pytest.approx(20),
+        "host.power_mode": 2,
+        "host.temperature.zone_gpu-thermal": pytest.approx(46.5),
+    }
+    assert {name: part.readings[name].value for name in expected} == expected
+    assert {name for name in part.readings if name.startswith("host.rail")} == {
+        f"host.rail.{rail}.{kind}" for rail in ("VDD_IN", "VDD_CPU_GPU_CV") for kind in ("power", "voltage")
+    }
+    assert (part.gpus[0].name, part.gpus[0].integrated) == ("NVIDIA Jetson Orin Nano GPU", True)
+
+
+def test_thor_takes_the_clock_of_its_graphics_cluster(tree: Tree) -> None:
+    root = tree({
+        "proc/device-tree/compatible": "nvidia,tegra264",
+        "proc/device-tree/model": "NVIDIA Jetson AGX Thor",
+        "sys/class/devfreq/gpu-nvd-0/cur_freq": 1,
+        "sys/class/devfreq/gpu-gpc-0/cur_freq": 1_575_000_000,
+    })  # fmt: skip
+    readings = BoardSampler(root=root).sample(0.0).readings
+    assert readings["gpu.0.clock.graphics"].value == pytest.approx(1575)
+    assert readings["gpu.0.utilization"].reason == "this kernel does not have it"
+
+
+def test_an_empty_machine_gives_reasons_and_no_exception(tmp_path: Path) -> None:
+    for sampler in (HostSampler(root=tmp_path), BoardSampler(root=tmp_path), StorageSampler({}, root=tmp_path)):
+        for now_s in (0.0, 1.0):
+            part = sampler.sample(now_s)
+            assert all((reading.value is None) == bool(reading.reason) for reading in part.readings.values())
+
+
+def test_own_processes_are_followed_and_one_that_ended_is_missing(tmp_path: Path) -> None:
+    host = HostSampler(root=tmp_path)
+    host.wanted = {"front": os.getpid(), "worker.a:1:0": 2**22 + 1}
+    readings = host.sample(0.0).readings
+    assert (readings["process.front.rss"].value or 0) > 1 << 20
+    assert (readings["process.front.fds"].value or 0) > 2
+    assert readings["process.worker_a:1:0.rss"].reason == "the process has ended"
+    host.wanted = {}
+    assert "process.front.rss" not in host.sample(2.0).readings
+
+
+def test_wear_is_read_where_the_drive_may_be_asked(tree: Tree) -> None:
+    root = tree({"sys/block/mmcblk0/device/life_time": "0x03 0x01", "sys/block/nvme0n1/size": 1, "sys/block/sda/size": 1,
+                 "proc/diskstats": "259 0 nvme0n1 1 0 10 0 2 0 20 0 0 0 0"})  # fmt: skip
+    asked: list[Path] = []
+
+    def smart(device: Path) -> bytes:
+        asked.append(device)
+        return bytes([0, 0, 0, 100, 10, 95]) + bytes(506)
+
+    part = StorageSampler({"state": root}, root=root, read_smart=smart).sample(0.0)
+    values = {name: part.readings[name].value for name in (
+        "host.drive.nvme0n1.wear", "host.drive.mmcblk0.wear", "host.drive.sda.wear", "host.drive.nvme0n1.written")}  # fmt: skip
+    assert list(values.values()) == [95, 30, None, 20 * 512]
+    assert [path.name for path in asked] == ["nvme0"]
+    assert [finding.code for finding in part.findings] == ["drive-worn"]
+    assert (part.readings["host.disk.state.free"].value or 0) > 0
+
+
+def test_a_drive_that_may_not_be_asked_says_what_that_takes(tree: Tree) -> None:
+    def forbidden(device: Path) -> bytes:
+        raise PermissionError(13, "no")
+
+    sampler = StorageSampler({}, root=tree({"sys/block/nvme0n1/size": 1}), read_smart=forbidden)
+    reason = sampler.sample(0.0).readings["host.drive.nvme0n1.wear"].reason
+    assert reason == "not permitted (reading /dev/nvme0 takes CAP_SYS_ADMIN)"
+
+
+def test_a_jump_of_the_clock_is_seen_once_and_slewing_is_not() -> None:
+    offsets = iter([1000.0, 1000.3, -2600.0, -2600.0])
+    watch = ClockWatch(read_offset=lambda: next(offsets), read_discipline=lambda: (1, 0.01), wall=lambda: 2e9)
+    parts = [watch.sample(float(second)) for second in range(4)]
+    assert [part.readings["host.clock.steps"].value for part in parts] == [0, 0, 1, 1]
+    assert parts[3].readings["host.clock.step"].value == pytest.approx(-3600.3)
+    assert parts[3].findings[0].message == "the wall clock jumped by -3600.3 s"
+
+
+def test_a_clock_that_was_never_set_is_a_finding_and_a_forbidden_adjtimex_a_reason() -> None:
+    def forbidden() -> tuple[int, float]:
+        raise PermissionError(1, "no")
+
+    part = ClockWatch(read_discipline=forbidden, wall=lambda: 100.0).sample(0.0)
+    assert [finding.code for finding in part.findings] == ["clock-unset"]
+    assert part.readings["host.clock.synchronized"].reason == "the kernel does not tell us (adjtimex)"
