@@ -88,7 +88,7 @@ class InferenceService(Protocol):
         """
 
     async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
-        """What the gate found of the engine that serves; NOT_FOUND in words if there is none, else as `describe_model`."""
+        """What the gate found of what serves, or of an engine that was built and must not; NOT_FOUND in words: nothing kept."""
 
     async def unload(self, name: ModelName) -> None:
         """Drain and unload all versions; returns when they are gone. NOT_FOUND for an unknown model."""
@@ -234,7 +234,7 @@ class Service:
 
     async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
         """See `InferenceService.verification`."""
-        return await self._manager.resolve(name, version).verification()
+        return await self._manager.verification(name, version)
 
     async def load(self, name: ModelName) -> None:
         """See `InferenceService.load`."""

@@ -192,5 +192,8 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"list of {_kind(get_args(hint)[0])}"
     if get_origin(hint) is dict:
-        return "table of strings" if get_args(hint)[1] is str else "tables of min, max, opt"
+        value = get_args(hint)[1]
+        if isinstance(value, type) and issubclass(value, msgspec.Struct):
+            return f"tables of {', '.join(field.name for field in msgspec.structs.fields(value))}"
+        return f"table of {'pairs of numbers' if get_origin(value) is tuple else 'strings'}"
     return {bool: "true or false", int: "integer", float: "number", str: "string"}.get(hint, str(hint))
