@@ -141,6 +141,7 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     enabled: bool = True
     host_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
+    gpu_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
     leak_mb_per_h: Annotated[float, msgspec.Meta(gt=0)] = 8.0
 
 

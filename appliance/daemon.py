@@ -25,12 +25,14 @@ from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from appliance.health import Health
     from appliance.lifecycle.leaks import LeakWatch
     from appliance.lifecycle.manager import Manager
     from appliance.observability.events import EventBus
     from appliance.observability.metrics import Metrics
     from appliance.recording.recorder import Recorder
     from appliance.scheduling.governor import Governor
+    from appliance.sensors.monitor import Monitor
     from appliance.service import Records, Service
     from appliance.transports.http import HttpTransport
     from appliance.transports.zmq import ZmqTransport
@@ -41,6 +43,9 @@ EXIT_OK = 0
 EXIT_BUG = 70
 EXIT_DEVICE = 75
 EXIT_CONFIG = 78
+
+GPU_NODES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")
+"""Device files that NVIDIA's drivers make."""
 
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
@@ -67,6 +72,7 @@ class Daemon:
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
         self._recorder: Recorder | None = None
+        self._monitor: Monitor | None = None
         self._stop_reason = "bug"
 
     async def serve(self) -> int:
@@ -102,9 +108,9 @@ class Daemon:
         self._install_signals()
         events = EventBus()
         records = self._record(events) if config.recorder.enabled else None
-
         if config.governor.enabled:
             self._governor = Governor(policy_of(config.governor), events)
+        health = await self._watch(events)
         self._manager = Manager(
             Repository(Path(config.repository.path)),
             self._supervisor,
@@ -118,15 +124,20 @@ class Daemon:
             governor=self._governor,
             memory=(
                 ModelMemory(
-                    MemoryBudget({HOST: host_capacity(config.memory.host_reserve_mb)}),
+                    MemoryBudget(
+                        {HOST: host_capacity(config.memory.host_reserve_mb)}
+                        | health.gpu_capacity(config.memory.gpu_reserve_mb)
+                    ),
                     events,
                     peaks=engines_path(config) / "memory-peaks.json",
+                    measure=health.measure,
                 )
                 if config.memory.enabled
                 else None
             ),
         )
-        self._service = Service(self._manager, events, self._governor)
+        self._service = Service(self._manager, events, self._governor, health)
+        health.attach(self._manager.generations, self._service.figures)
         self._leaks = LeakWatch(
             self._manager.generations, events, SlopePolicy(limit_bytes_per_h=config.memory.leak_mb_per_h * (1 << 20))
         )
@@ -203,6 +214,27 @@ class Daemon:
         recorder.record_event("daemon.start", "info", {"release": __version__, "pid": os.getpid()})
         events.subscribe(bridge.listener(recorder))
         return RecordReader(recorder.path)
+
+    async def _watch(self, events: EventBus) -> Health:
+        """Begin to look at GPUs, host and processes. Where there is a GPU its memory must be known before a model is loaded."""
+        from appliance.health import Health
+        from appliance.lifecycle.compilation import engines_path
+        from appliance.sensors.monitor import Monitor
+
+        config = self._config
+        folders = {"models": Path(config.repository.path), "engines": engines_path(config)}
+        folders["record"] = recorder_path(config).parent
+        self._monitor = Monitor(
+            interval_s=config.sensors.interval_s,
+            deadline_s=config.sensors.deadline_s,
+            folders=folders,
+            processes=lambda: health.processes(),
+        )
+        health = Health(self._monitor, events, governor=self._governor, record=self._recorder)
+        self._monitor.start()
+        if any(map(os.path.exists, GPU_NODES)):
+            await self._monitor.sample()
+        return health
 
     @property
     def addresses(self) -> list[str]:
@@ -316,6 +348,10 @@ class Daemon:
             await self._zmq.drain(1.0)
             await self._zmq.close()
         self._supervisor.close()
+        if self._monitor is not None:
+            hanging = await self._monitor.close()
+            if hanging:
+                log.warning("sensors.hanging", extra={"fields": {"threads": hanging}})
         if self._recorder is not None:
             self._tell("daemon.stop", reason=self._stop_reason)
             await asyncio.to_thread(self._recorder.close)

@@ -29,6 +29,7 @@ from appliance.core.energy import EnergySum
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
+from appliance.health import Health
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
@@ -87,7 +88,7 @@ class InferenceService(Protocol):
         """
 
     async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
-        """What the gate found of the engine that serves; NOT_FOUND in words if there is none, else as `describe_model`."""
+        """What the gate found of what serves, or of an engine that was built and must not; NOT_FOUND in words: nothing kept."""
 
     async def unload(self, name: ModelName) -> None:
         """Drain and unload all versions; returns when they are gone. NOT_FOUND for an unknown model."""
@@ -148,8 +149,11 @@ RECENT_TICKS = 30
 class Service:
     """The real one: admission by state, everything else by the manager and its versions."""
 
-    def __init__(self, manager: Manager, events: EventBus, governor: Governor | None = None) -> None:
+    def __init__(
+        self, manager: Manager, events: EventBus, governor: Governor | None = None, health: Health | None = None
+    ) -> None:
         self._governor = governor
+        self._health = health
         self.draining = False
         self._manager = manager
         self._events = events
@@ -233,7 +237,7 @@ class Service:
 
     async def verification(self, name: ModelName, version: Version = Version("")) -> VerificationRecord:
         """See `InferenceService.verification`."""
-        return await self._manager.resolve(name, version).verification()
+        return await self._manager.verification(name, version)
 
     async def load(self, name: ModelName) -> None:
         """See `InferenceService.load`."""
@@ -295,10 +299,22 @@ class Service:
         return max(0.0, (last - first) / (ended - begun)) if ended > begun else 0.0
 
     def status_line(self) -> str:
-        """One line for humans: "3 models ready, 41 req/s"."""
+        """One line for humans: "3 models ready, 61 °C, 41 req/s"."""
         ready = sum(generation.state is ModelState.READY for generation in self._manager.generations())
         word = "draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"
-        return f"{word}, {self.requests_per_s:.0f} req/s"
+        hottest = self._health.hottest() if self._health is not None else None
+        heat = f", {hottest:.0f} °C" if hottest is not None else ""
+        return f"{word}{heat}, {self.requests_per_s:.0f} req/s"
+
+    def figures(self) -> dict[str, float]:
+        """What is recorded each second of the serving: requests a second, the slowest model's p99 in µs, the governor's level."""
+        found = {"requests.rate": self.requests_per_s}
+        slowest = max((version.statistics.recent_times.percentile(0.99) for version in self._served()), default=0)
+        if slowest:
+            found["requests.p99"] = float(slowest)
+        if self._governor is not None:
+            found["governor.level"] = float(self._governor.gates.level)
+        return found
 
     def snapshot(self) -> dict[str, Any]:
         """See `InferenceService.snapshot`."""
@@ -315,8 +331,9 @@ class Service:
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "requests_per_s": round(self.requests_per_s, 1),
                 "events": dict(self._events.counts),
-                **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
             },
+            **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
+            **(self._health.document() if self._health is not None else {}),
         }
 
     def subscribe(self, listener: EventListener) -> Callable[[], None]:

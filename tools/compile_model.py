@@ -83,8 +83,7 @@ def make(options: argparse.Namespace, scratch: Path, output: Path) -> tuple[dict
         find(), overrides=[f'repository.path="{scratch / "models"}"', f'engines.path="{scratch / "engines"}"']
     )
     folder, _ = chosen(model_folder(config, name), options.precision, options.engine)
-    outcome, report = compile_folder(config, folder, 1, force=False)
-    assert report is not None
+    outcome, report, _ = compile_folder(config, folder, 1, force=False)
     staging = scratch / "done"
     staging.mkdir()
     keep_report(staging, report)

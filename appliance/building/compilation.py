@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import time
@@ -19,7 +20,15 @@ from appliance.building import precision, report
 from appliance.building.builder import PlanBuilder
 from appliance.building.durable import write_durably
 from appliance.building.inspect import InspectError, Inspection, Value, inspect
-from appliance.building.keys import calibration_folder, engine_key, gate_digest, golden_digest, outcome_of, shared_key
+from appliance.building.keys import (
+    as_is_digest,
+    calibration_folder,
+    engine_key,
+    gate_digest,
+    golden_digest,
+    outcome_of,
+    shared_key,
+)
 from appliance.building.orders import CONVERTED, BuildError, DeviceFacts, Outcome, Target
 from appliance.building.pictures import SampleError, SampleSource
 from appliance.building.pinned import PinnedFile
@@ -37,6 +46,8 @@ from appliance.building.verification import Report, VerificationError, VerifyOrd
 from appliance.core.errors import ApplianceError
 from appliance.core.tensor import TensorSpec, datatype_of
 from appliance.engines.base import EngineError, EngineOptions
+
+log = logging.getLogger(__name__)
 
 OnPercent = Callable[[str, float], None]
 """Told the phase, and how much of the whole is done, in percent."""
@@ -212,7 +223,19 @@ def _calibration(target: Target, found: Inspection) -> Iterator[dict[str, Any]]:
         target.labels if place.name != "samples" else (),
         limit=manifest.build.calibration_samples,
     )
-    return (sample.inputs for sample in itertools.islice(source, manifest.build.calibration_samples))
+    samples = (sample.inputs for sample in itertools.islice(source, manifest.build.calibration_samples))
+    sizes = {value.shape[0] if value.shape else 1 for value in found.inputs}
+    size = next(iter(sizes)) if len(sizes) == 1 else 1
+    return _joined(samples, size) if isinstance(size, int) and size > 1 else samples
+
+
+def _joined(samples: Iterator[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
+    """Batches for a model of a fixed batch; the last one is filled up with its own last row."""
+    import numpy as np
+
+    while some := list(itertools.islice(samples, rows)):
+        some += some[-1:] * (rows - len(some))
+        yield {name: np.concatenate([one[name] for one in some]) for name in some[0]}
 
 
 def options_of(target: Target, model_file: str) -> EngineOptions:
@@ -265,8 +288,11 @@ def check(target: Target, digest: str, on_percent: OnPercent) -> tuple[Outcome, 
     return outcome_of(entry, target, built=False), found
 
 
-def check_as_is(target: Target, on_percent: OnPercent) -> Report:
-    """Verify a model that serves as it is: its own provider against the CPU, its rows alone and in batches, its metrics."""
+def check_as_is(target: Target, on_percent: OnPercent) -> tuple[Report, str]:
+    """Verify a model that serves as it is: its own provider against the CPU, its rows alone and in batches, its metrics.
+
+    The report, and the folder where it is kept: empty if it cannot be kept, which takes nothing from what was found.
+    """
     order = VerifyOrder(
         model=target.model,
         version=target.version,
@@ -278,14 +304,27 @@ def check_as_is(target: Target, on_percent: OnPercent) -> Report:
         folder=target.folder,
     )
     try:
-        return verify(order, lambda phase, share: on_percent(phase, share * 100))
+        found = verify(order, lambda phase, share: on_percent(phase, share * 100))
     except VerificationError as error:
         raise BuildError(str(error)) from error
     except EngineError as error:
         raise BuildError(f"the reference cannot run: {error}") from error
+    try:
+        store = EngineStore(Path(target.store))
+        return found, str(store.keep_as_is(target.model, target.version, as_is_digest(target), _files(found)))
+    except (StoreError, OSError) as error:
+        log.warning("verification.not_kept", extra={"fields": {"model": target.model, "reason": str(error)}})
+        return found, ""
 
 
 def keep_report(folder: Path, found: Report) -> None:
     """Write the report as JSON and as a page. OSError if it cannot be written."""
-    write_durably(folder / REPORT_JSON, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    write_durably(folder / REPORT_PAGE, report.page(found).encode())
+    for name, data in _files(found).items():
+        write_durably(folder / name, data)
+
+
+def _files(found: Report) -> dict[str, bytes]:
+    return {
+        REPORT_JSON: msgspec.json.format(msgspec.json.encode(found), indent=1),
+        REPORT_PAGE: report.page(found).encode(),
+    }

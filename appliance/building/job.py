@@ -60,7 +60,8 @@ def _do(order: Order, say: compilation.OnPercent, stop: Stop) -> Result:
     if isinstance(order, ProbeOrder):
         return Result(device=compilation.probe(order.device))
     if not order.digest:
-        return Result(report=_raw(compilation.check_as_is(order.target, say)))
+        report, kept = compilation.check_as_is(order.target, say)
+        return Result(report=_raw(report), kept=kept)
     outcome, report = compilation.check(order.target, order.digest, say)
     return Result(outcome=outcome, report=_raw(report))
 

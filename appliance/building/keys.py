@@ -98,6 +98,12 @@ def library_version(name: str) -> str:
     return ""
 
 
+def as_is_digest(target: Target) -> str:
+    """What a verdict on a model that serves as it is depends on. OSError if a file of the model cannot be read."""
+    serving = _encode((target.manifest.device, target.manifest.onnxruntime))
+    return key_digest(engine_key(target) | {"gate": gate_digest(target), "serving": serving})
+
+
 def golden_digest(target: Target) -> str:
     """A digest of the golden files' bytes; "" if there are none. OSError if one cannot be read."""
     files = sorted(Path(target.folder, "golden").glob("*.npz"))

@@ -118,12 +118,16 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Result(msgspec.Struct, frozen=True, tag="result"):
-    """The end. `error` empty: done, with what the order asked for. `report` is a `verification.Report`, undecoded."""
+    """The end. `error` empty: done, with what the order asked for. `report` is a `verification.Report`, undecoded.
+
+    `kept` is the folder of a report on a model as it is; empty if it could not be kept.
+    """
 
     error: str = ""
     outcome: Outcome | None = None
     report: msgspec.Raw = msgspec.Raw(b"null")
     device: DeviceFacts | None = None
+    kept: str = ""
 
 
 Line = Progress | Result

@@ -201,7 +201,7 @@ class SampleSource:
             return self._labels[parts[0]]
         if parts[0].isdecimal():
             return int(parts[0])
-        raise SampleError(f"{file}: the folder {parts[0]!r} is no label of the model and no number")
+        raise SampleError(f"{self._place(file)}: the folder {parts[0]!r} is no label of the model and no number")
 
     def _single(self, file: Path, label: int) -> Sample:
         spec = self._image_input()
@@ -210,7 +210,7 @@ class SampleSource:
         try:
             array = np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise SampleError(f"{file} is no array that can be read") from error
+            raise SampleError(f"{self._place(file)} is no array that can be read") from error
         return Sample({spec.name: self._row(file, spec, array)}, label, file.name)
 
     def _image_input(self) -> TensorSpec:
@@ -223,18 +223,25 @@ class SampleSource:
         names = ", ".join(repr(spec.name) for spec in self._inputs)
         raise SampleError(f"the model takes {names}: give .npz files with an array for each, by name")
 
+    def _place(self, file: Path) -> str:
+        """For people: beside the source's own name, not where on this box that lies."""
+        return str(file.relative_to(self._path.parent))
+
     def _archive(self, file: Path) -> Any:
         try:
             return np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise SampleError(f"{file} is no .npz that can be read") from error
+            raise SampleError(f"{self._place(file)} is no .npz that can be read") from error
 
     def _columns(self, archive: Any, file: Path) -> dict[str, Any]:
         columns = {}
         for spec in self._inputs:
-            name = spec.name if spec.name in archive.files else "x"
-            if name not in archive.files or (name == "x" and len(self._inputs) > 1):
-                raise SampleError(f"{file} has no array {spec.name!r}; it holds {', '.join(archive.files)}")
+            # a lone input may also go by the usual name
+            name = "x" if len(self._inputs) == 1 and spec.name not in archive.files else spec.name
+            if name not in archive.files:
+                raise SampleError(
+                    f"{self._place(file)} has no array {spec.name!r}; it holds {', '.join(archive.files)}"
+                )
             columns[spec.name] = self._member(archive, name, file)
         return columns
 
@@ -242,21 +249,21 @@ class SampleSource:
         try:
             array: NDArray[Any] = archive[name]
         except (ValueError, OSError, EOFError) as error:
-            raise SampleError(f"{file}: its array {name!r} cannot be read: {error}") from error
+            raise SampleError(f"{self._place(file)}: its array {name!r} cannot be read: {error}") from error
         if not array.ndim:
-            raise SampleError(f"{file}: its array {name!r} is a scalar, rows were expected")
+            raise SampleError(f"{self._place(file)}: its array {name!r} is a scalar, rows were expected")
         return array
 
     def _rows(self, file: Path, label: int) -> Iterator[Sample]:
         with self._archive(file) as archive:
             columns = self._columns(archive, file)
-            names = [name for name in ("label", "labels", "y") if name in archive.files]
+            names = [name for name in ("label", "labels", "y") if name in archive.files and name not in columns]
             given = self._member(archive, names[0], file) if names else None
             target = self._member(archive, "target", file) if "target" in archive.files else None
             count = len(next(iter(columns.values())))
             beside = [column for column in (given, target) if column is not None]
             if any(len(column) != count for column in (*columns.values(), *beside)):
-                raise SampleError(f"{file}: its arrays have different numbers of rows")
+                raise SampleError(f"{self._place(file)}: its arrays have different numbers of rows")
             for row in range(min(count, self._limit) if self._limit else count):
                 inputs = {spec.name: self._row(file, spec, columns[spec.name][row : row + 1]) for spec in self._inputs}
                 index = int(given[row]) if given is not None else label
@@ -269,5 +276,7 @@ class SampleSource:
             want in (-1, size) for want, size in zip(spec.shape[1:], array.shape[1:], strict=True)
         )
         if not fits:
-            raise SampleError(f"{file}: input {spec.name!r} has shape {list(spec.shape)}, {list(array.shape)} came")
+            raise SampleError(
+                f"{self._place(file)}: input {spec.name!r} has shape {list(spec.shape)}, {list(array.shape)} came"
+            )
         return np.ascontiguousarray(array, spec.datatype.numpy)

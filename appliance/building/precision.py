@@ -208,12 +208,15 @@ def _to_int8(source: Path, target: Path, samples: Iterable[dict[str, Any]], meth
             f"the model has none of the operators that gain from int8: {', '.join(QUANTIZED_OPERATORS)}"
         )
     prepared = target.with_name(f"prepared-{target.name}")
+    # the preparation looks for external data where there is none: it gets one file with everything
+    whole = target.with_name(f"prepared-{target.name}.whole")
     reader = _Reader(samples, on_step)
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
             on_step("preparing", 0.0)
-            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            _save(model, whole)
+            quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
             on_step("calibrating", 0.0)
             quantize_static(
                 str(prepared),

@@ -1,6 +1,7 @@
 """Engines kept on this box: found by what they were made from, never used if this box did not make them or they were altered.
 
 A folder per model and key: `<path>/<model>/<key>/{model file, engine.json, build.log, verification.json, verification.html}`.
+Reports on models that serve as they are lie beside them, in folders `.as-is-<version>-<key>`.
 The sidecar `engine.json` is sealed with a MAC by a key that only this device has: an engine file is executable code. Entries
 appear whole, by a rename; whatever a power cut leaves is a folder that nobody finds and the next build removes. Knows no engine.
 """
@@ -31,6 +32,7 @@ REPORT_JSON, REPORT_PAGE = "verification.json", "verification.html"
 KEY_FILE = "device.key"
 KEY_BYTES = 32
 STAGING = ".staging-"
+AS_IS = ".as-is-"
 CHUNK_BYTES = 1 << 20
 
 
@@ -233,6 +235,20 @@ class EngineStore:
         except OSError as error:
             raise StoreError(f"the report cannot be read: {error.strerror}") from error
 
+    def keep_as_is(self, model: str, version: str, digest: str, files: Mapping[str, bytes]) -> Path:
+        """Keep the report on a version that serves as it is, in place of an earlier one; its folder. StoreError: not kept."""
+        folder = self.path / model / as_is(version, digest)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in files.items():
+                write_durably(folder / name, data)
+            for other in folder.parent.glob(f"{AS_IS}{version}-*"):
+                if other != folder:
+                    shutil.rmtree(other, ignore_errors=True)
+        except OSError as error:
+            raise StoreError(f"the report cannot be kept: {error.strerror}") from error
+        return folder
+
     def drop(self, model: str, digest: str) -> None:
         """Forget an entry that turned out not to load; it is built anew when it is wanted. StoreError if it cannot be removed."""
         try:
@@ -276,8 +292,8 @@ class EngineStore:
             return []
         for model in (child for child in self.path.iterdir() if child.is_dir()):
             for folder in (child for child in model.iterdir() if child.is_dir()):
-                if folder.name.startswith(STAGING):
-                    if self._abandoned(folder):
+                if folder.name.startswith("."):
+                    if folder.name.startswith(STAGING) and self._abandoned(folder):
                         shutil.rmtree(folder, ignore_errors=True)
                     continue
                 entry = self.find(model.name, folder.name)
@@ -312,6 +328,11 @@ class EngineStore:
             return True
         finally:
             os.close(descriptor)
+
+
+def as_is(version: str, digest: str) -> str:
+    """The name under which the report on a version that serves as it is is kept."""
+    return f"{AS_IS}{version}-{digest}"
 
 
 def new_sidecar(key: Mapping[str, str], engine: str, label: str, model_file: str, seconds: float) -> Sidecar:

@@ -73,6 +73,7 @@ DESCRIPTIONS: dict[str, str] = {
     "governor.critical_priority": "The highest class: priorities up to this number.",
     "memory.enabled": "Off: nothing is reserved, and a model that does not fit ends as the kernel pleases.",
     "memory.host_reserve_mb": "What models leave free of the memory that was available at the start.",
+    "memory.gpu_reserve_mb": "The same on each GPU that has memory of its own.",
     "memory.leak_mb_per_h": "A process whose memory grows so steadily for four hours is reported as leaking.",
     "worker.recycle": "Whether a worker that leaks is replaced at a quiet moment; no request is lost.",
     "worker.evictable": "Whether it may be unloaded, when idle, for another model that does not fit. It is loaded again by hand.",
@@ -191,5 +192,8 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"list of {_kind(get_args(hint)[0])}"
     if get_origin(hint) is dict:
-        return "table of strings" if get_args(hint)[1] is str else "tables of min, max, opt"
+        value = get_args(hint)[1]
+        if isinstance(value, type) and issubclass(value, msgspec.Struct):
+            return f"tables of {', '.join(field.name for field in msgspec.structs.fields(value))}"
+        return f"table of {'pairs of numbers' if get_origin(value) is tuple else 'strings'}"
     return {bool: "true or false", int: "integer", float: "number", str: "string"}.get(hint, str(hint))

@@ -91,15 +91,15 @@ def compile_model(
             note("the running appliance has loaded it")
         return
     folder, changed = chosen(folder, precision, engine)
-    outcome, report = compile_folder(config, folder, version, force=force)
-    if report is not None and not report.passed:
-        _say(outcome, report, as_json=as_json)
+    outcome, report, place = compile_folder(config, folder, version, force=force)
+    if not report.passed:
+        _say(outcome, report, as_json=as_json, place=place)
         raise typer.Exit(Exit.FAILED)
     if changed and write:
         write_manifest(config, name, changed)
         note(f"model.toml of {name} now says " + ", ".join(f"{key} = {value!r}" for key, value in changed.items()))
     loaded = tell and _tell(url, name)
-    _say(outcome, report, as_json=as_json, loaded=loaded)
+    _say(outcome, report, as_json=as_json, loaded=loaded, place=place)
 
 
 @command
@@ -125,7 +125,7 @@ def verify(
     else:
         result = run_job(CheckOrder(wanted, ""), config, wanted)
     report = _report(result)
-    _say(result.outcome, report, as_json=as_json)
+    _say(result.outcome, report, as_json=as_json, place=result.kept)
     if not report.passed:
         raise typer.Exit(Exit.FAILED)
 
@@ -238,21 +238,25 @@ def _target(config: Config, folder: ModelFolder, version: int) -> Target:
 
 def compile_folder(
     config: Config, folder: ModelFolder, version: int, *, force: bool
-) -> tuple[Outcome | None, Report | None]:
-    """Build and verify, or find what is kept; no outcome for a model that serves as it is. CommandError: it cannot be built."""
+) -> tuple[Outcome | None, Report, str]:
+    """Build and verify, or find what is kept: outcome, report, and the folder where the report is kept.
+
+    No outcome for a model that serves as it is. CommandError: it cannot be built.
+    """
     from appliance.building.orders import BuildOrder, CheckOrder
 
     wanted = _target(config, folder, version)
     if wanted.label == "onnxruntime":
         note(f"{folder.name} runs on ONNX Runtime as it is: nothing to build; its answers are checked")
-        return None, _report(run_job(CheckOrder(wanted, ""), config, wanted))
+        result = run_job(CheckOrder(wanted, ""), config, wanted)
+        return None, _report(result), result.kept
     built = run_job(BuildOrder(wanted, force), config, wanted).outcome
     assert built is not None
     checked = run_job(CheckOrder(wanted, built.digest), config, wanted)
     assert checked.outcome is not None
     import msgspec
 
-    return msgspec.structs.replace(checked.outcome, built=built.built), _report(checked)
+    return msgspec.structs.replace(checked.outcome, built=built.built), _report(checked), checked.outcome.folder
 
 
 def _kept(wanted: Target) -> Outcome | None:
@@ -392,17 +396,22 @@ def _tell(url: str | None, name: str) -> bool:
     return True
 
 
-def _say(outcome: Outcome | None, report: Report | None, *, as_json: bool, loaded: bool = False) -> None:
+def _say(outcome: Outcome | None, report: Report, *, as_json: bool, loaded: bool = False, place: str = "") -> None:
+    """`place`: where the report on a model as it is was kept."""
     import msgspec
 
     if as_json:
-        print_json({"engine": msgspec.to_builtins(outcome), "report": msgspec.to_builtins(report), "loaded": loaded})
+        document = {"engine": msgspec.to_builtins(outcome), "report": msgspec.to_builtins(report), "loaded": loaded}
+        print_json(document | ({"kept": place} if outcome is None else {}))
         return
-    if report is not None:
-        say_report(report)
+    say_report(report)
     if outcome is not None:
         state = f"built in {outcome.seconds:.1f} s" if outcome.built else "kept"
         note(f"{outcome.label}: {state}; report: {Path(outcome.folder, 'verification.html')}")
+    elif place:
+        note(f"report: {Path(place, 'verification.html')}")
+    else:
+        note("the report could not be kept beside the engines: may you write there?")
     if loaded:
         note("the running appliance has loaded it")
 

@@ -45,7 +45,7 @@ def show(name: Name, url: URL = None, as_json: JSON = False) -> None:
     """What a model takes and gives, and how it is run."""
     appliance = Appliance(url)
     document = appliance.get(model_path(name)) | {"config": appliance.get(model_path(name, "config"))}
-    document["verification"] = _verification(appliance, name, document["config"])
+    document["verification"] = _verification(appliance, name)
     if as_json:
         print_json(document)
         return
@@ -76,16 +76,13 @@ def show(name: Name, url: URL = None, as_json: JSON = False) -> None:
         _say_verification(document["verification"])
 
 
-def _verification(appliance: Appliance, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """What the gate found of the engine that serves, with the page's place on this box; None where it serves as it is."""
-    if not config.get("parameters", {}).get("appliance.engine"):
-        return None
+def _verification(appliance: Appliance, name: str) -> dict[str, Any] | None:
+    """What the gate found, with the page's place on this box; None where no report is kept."""
     try:
         record: dict[str, Any] = appliance.get(f"/v2/appliance/models/{quote(name, safe='')}/verification")
     except CommandError as error:
         if error.code is not Exit.NOT_READY:
             raise
-        note(error.message)
         return None
     page = engines_path(load_config(find())) / name / record["key"] / "verification.html"
     return record | {"page": str(page) if page.is_file() else ""}
@@ -97,6 +94,8 @@ def _say_verification(record: dict[str, Any]) -> None:
     from appliance.building.verification import Report
     from appliance.cli.engines import say_report
 
+    if not record["serves"]:
+        typer.echo(f"an engine was built and does not serve: {record['engine']}")
     say_report(msgspec.convert(record["report"], Report))
     if record["page"]:
         note(f"report: {record['page']}")

@@ -217,10 +217,9 @@ def verified(session: Session, candidate: Candidate) -> tuple[bool, str]:
     if folder.manifest.engine == "loopback":
         return True, ""
     try:
-        _, report = compile_folder(session.config, folder, session.version, force=False)
+        _, report, _ = compile_folder(session.config, folder, session.version, force=False)
     except CommandError as error:
         return False, error.message
-    assert report is not None
     return report.passed, "; ".join(report.failures)
 
 

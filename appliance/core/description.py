@@ -109,12 +109,16 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 class VerificationRecord(msgspec.Struct, frozen=True):
-    """What the gate found of the engine that serves: which engine, its key in the store, and the report as JSON."""
+    """What the gate found: of which engine (empty: of the model as it is), its key in the store, and the report as JSON.
+
+    `serves` False: of an engine that was built and must not serve.
+    """
 
     model: ModelName
     version: Version
     engine: str
     key: str
+    serves: bool
     report: msgspec.Raw
 
 

@@ -88,6 +88,14 @@ class DeviceFaultError(EngineError):
     """
 
 
+class OutOfMemoryError(EngineError):
+    """The device, or the host, has no room for this now. Nothing is said against the file: the same may succeed later."""
+
+
+class MissingError(EngineError):
+    """A library, a driver or a device that this needs is not here. Nothing is said against the file."""
+
+
 class OutputMismatchError(EngineError):
     """An output did not have the shape the model declared; the caller runs the batch again with `outputs` None."""
 

@@ -15,46 +15,13 @@ from typing import Any
 
 import msgspec
 
-from appliance.engines.base import DeviceFaultError, EngineError
+from appliance.engines.base import DeviceFaultError, EngineError, MissingError, OutOfMemoryError
+from appliance.engines.cuda_codes import FAULTS, OUT_OF_MEMORY
 
 try:
     from cuda.bindings import driver
 except ImportError:  # an installation without a GPU: `probe` says so
     driver = None
-
-OUT_OF_MEMORY = 2
-
-FAULTS = frozenset(
-    {
-        4,  # deinitialized: the driver is going away
-        46,  # device unavailable
-        100,  # no device (any more)
-        101,  # invalid device: it was there when this began
-        201,  # invalid context
-        214,  # uncorrectable ECC error
-        220,  # uncorrectable NVLink error
-        226,  # contained error of the hardware
-        700,  # illegal address
-        702,  # launch timeout
-        709,  # context is destroyed
-        710,  # device-side assert
-        714,  # hardware stack error
-        715,  # illegal instruction
-        716,  # misaligned address
-        717,  # invalid address space
-        718,  # invalid program counter
-        719,  # launch failed
-        721,  # tensor memory leak
-        806,  # MPS: the server does not answer
-        810,  # MPS: the server ended this client
-        911,  # external device
-        999,  # unknown: after it nothing is known to work
-    }
-)
-"""Codes after which nothing runs in this process any more. Source: the descriptions of CUresult in CUDA 13.5, which say of most
-of them "any further CUDA work will return the same error ... the process must be terminated and relaunched"; the others name a
-device or a context that is gone. 720, which looks like their neighbour, is a launch that was too large.
-"""
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
@@ -68,7 +35,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
 
 
 def failure(call: str, code: int) -> EngineError:
-    """What a return code means, as the exception to raise: DeviceFaultError if it is one of FAULTS."""
+    """What a return code means, as the exception to raise: DeviceFaultError if it is one of FAULTS, or OutOfMemoryError."""
     try:
         name = driver.CUresult(code).name
     except ValueError:  # of a newer driver
@@ -76,7 +43,9 @@ def failure(call: str, code: int) -> EngineError:
     status, text = driver.cuGetErrorString(driver.CUresult(code)) if name != "CUDA_ERROR" else (1, None)
     said = text.decode(errors="replace") if not status and text else "no description"
     words = f"{call}: {name} ({code}), {said}"
-    return DeviceFaultError(f"the GPU is lost to this process: {words}") if code in FAULTS else EngineError(words)
+    if code in FAULTS:
+        return DeviceFaultError(f"the GPU is lost to this process: {words}")
+    return OutOfMemoryError(words) if code == OUT_OF_MEMORY else EngineError(words)
 
 
 def _got(call: str, result: tuple[Any, ...]) -> Any:
@@ -87,22 +56,22 @@ def _got(call: str, result: tuple[Any, ...]) -> Any:
 
 
 def probe() -> int:
-    """How many devices there are, at least one. EngineError in words that name what is missing.
+    """How many devices there are, at least one. MissingError in words that name what is missing.
 
     To be called before TensorRT is touched: without a driver some of its flavours end the process instead of failing.
     """
     if driver is None:
-        raise EngineError("the Python package cuda-bindings is not installed: install appliance[gpu]")
+        raise MissingError("the Python package cuda-bindings is not installed: install appliance[gpu]")
     try:
         _got("cuInit", driver.cuInit(0))
     except EngineError:
         raise
     except RuntimeError as error:  # the binding's own way to say that it finds no libcuda.so.1, or an odd one
         words = " ".join(str(error).split())[:300]
-        raise EngineError(f"no NVIDIA driver on this machine: libcuda.so.1 cannot be used ({words})") from error
+        raise MissingError(f"no NVIDIA driver on this machine: libcuda.so.1 cannot be used ({words})") from error
     count = int(_got("cuDeviceGetCount", driver.cuDeviceGetCount()))
     if count == 0:
-        raise EngineError("the NVIDIA driver knows no device (is it hidden by CUDA_VISIBLE_DEVICES?)")
+        raise MissingError("the NVIDIA driver knows no device (is it hidden by CUDA_VISIBLE_DEVICES?)")
     return count
 
 
@@ -128,7 +97,7 @@ def facts(index: int) -> DeviceFacts:
 def _device(index: int) -> Any:
     count = probe()
     if not 0 <= index < count:
-        raise EngineError(f"there is no cuda:{index}: this machine has {count}, from cuda:0 to cuda:{count - 1}")
+        raise MissingError(f"there is no cuda:{index}: this machine has {count}, from cuda:0 to cuda:{count - 1}")
     return _got("cuDeviceGet", driver.cuDeviceGet(index))
 
 
@@ -177,11 +146,11 @@ class Device:
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> int:
-        """The address of so many bytes on the device, aligned for any use. EngineError with what is free if there is no room."""
+        """The address of so many bytes on the device, aligned for any use. OutOfMemoryError says what is free."""
         status, pointer = driver.cuMemAlloc(max(nbytes, 1))
         if status == OUT_OF_MEMORY:
             free, total = self.memory_info()
-            raise EngineError(
+            raise OutOfMemoryError(
                 f"the GPU has no room for {nbytes >> 10} KiB more: {free >> 20} of {total >> 20} MiB are free "
                 f"(CUDA_ERROR_OUT_OF_MEMORY)"
             )

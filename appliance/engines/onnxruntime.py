@@ -7,6 +7,7 @@ measured at 33 requests/s it costs 31 % of a core instead of 1.2 %, for the same
 from __future__ import annotations
 
 import ctypes
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -19,14 +20,17 @@ import onnxruntime as ort
 from appliance.core.tensor import DataType, Shape, TensorSpec, element_count
 from appliance.engines import providers
 from appliance.engines.base import (
+    DeviceFaultError,
     EngineBatch,
     EngineError,
     EngineOptions,
     EngineOutput,
     EngineTensor,
     EngineTraits,
+    OutOfMemoryError,
     OutputMismatchError,
 )
+from appliance.engines.cuda_codes import FAULTS
 
 DEFAULT_MAX_BATCH_SIZE = 32
 KEPT_BINDINGS = 128
@@ -50,6 +54,12 @@ ORT_TYPES: dict[str, DataType] = {
 
 ONNX_BFLOAT16 = 16
 """TensorProto.BFLOAT16: numpy has no such type, so bindings name it by ONNX's number."""
+
+CUDA_FAILURE = re.compile(r"CUDA failure (\d+)")
+SOURCE_PLACE = re.compile(r" ; GPU=\d+ ; hostname=.*?(?= ; expr=|$)", re.DOTALL)
+"""The library's form: "CUDA failure 700: an illegal memory access … ; GPU=0 ; hostname=… ; file=… ; line=… ; expr=…"."""
+
+NO_ROOM = re.compile(r"CUDA failure 2\b|Failed to allocate memory|Available memory of|bad_alloc|ALLOC_FAILED")
 
 OPTIMIZATION = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -117,7 +127,7 @@ class OnnxRuntimeEngine:
         except EngineError:
             raise
         except Exception as error:  # the library raises a dozen types of its own for a bad file; all mean the same here
-            raise EngineError(_words(error).replace(options.model_file, "the model")) from error
+            raise _failure(error, _words(error).replace(options.model_file, "the model")) from error
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         outputs = tuple(_spec(value) for value in self._session.get_outputs())
         reason = unbatched_reason(inputs, outputs)
@@ -161,7 +171,7 @@ class OnnxRuntimeEngine:
         except Exception as error:
             if batch.outputs is not None and not self._has_strings and "shape" in str(error).lower():
                 raise OutputMismatchError(_words(error)) from error
-            raise EngineError(_words(error)) from error
+            raise _failure(error, _words(error)) from error
         if batch.outputs is not None:
             return None
         return self._collect(binding)
@@ -297,6 +307,14 @@ def _encode_strings(array: Any) -> bytes:
     return b"".join(parts)
 
 
+def _failure(error: Exception, text: str) -> EngineError:
+    """The exception for what the library raised: its words are all that it gives to tell them apart."""
+    found = CUDA_FAILURE.search(str(error))
+    if found and int(found[1]) in FAULTS:
+        return DeviceFaultError(f"the GPU is lost to this process: {text}")
+    return OutOfMemoryError(text) if NO_ROOM.search(str(error)) else EngineError(text)
+
+
 def _words(error: Exception) -> str:
-    """The library's message on one line, at most 500 characters."""
-    return " ".join(str(error).split())[:500]
+    """The library's message on one line, at most 500 characters, without the host's name and the places in its source."""
+    return " ".join(SOURCE_PLACE.sub("", str(error)).split())[:500]

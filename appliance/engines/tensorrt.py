@@ -29,6 +29,7 @@ from appliance.engines.base import (
     EngineOutput,
     EngineTensor,
     EngineTraits,
+    OutOfMemoryError,
     OutputMismatchError,
 )
 from appliance.engines.tensorrt_execution import Execution, Executions, output_allocator
@@ -122,6 +123,9 @@ class TensorRtEngine:
             if self._engine is None:
                 lines = "; ".join(self._messages.lines) or "the library gives no reason"
                 self._device.synchronize()
+                refused = self._messages.failure(f"there is no room to load this plan now ({lines})")
+                if isinstance(refused, OutOfMemoryError):
+                    raise refused
                 raise EngineError(
                     f"this plan cannot be loaded here ({lines}); plans fit one version of TensorRT and one kind of GPU: "
                     "have it built anew"

@@ -94,8 +94,8 @@ class Executions:
         except DeviceFaultError as fault:
             return DeviceFaultError(f"{fault}; TensorRT: {said}")
         except EngineError as error:
-            return EngineError(f"{said}; {error}")
-        return EngineError(said)
+            return self._messages.failure(f"{said}; {error}")
+        return self._messages.failure(said)
 
     def point_to(self, addresses: dict[str, int]) -> None:
         """Where inputs and outputs lie on the device from now on. Recorded graphs knew the old places and are dropped."""

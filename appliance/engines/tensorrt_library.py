@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from appliance.engines.base import EngineError
+from appliance.engines.base import EngineError, MissingError, OutOfMemoryError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -30,9 +31,12 @@ MODULES = {
 
 KEPT_LINES = 200
 
+NO_ROOM = re.compile(r"OutOfMemory|out of memory|bad_alloc", re.IGNORECASE)
+"""How the library says, in the error of an operation, that memory was short: its own error code, CUDA's words, or C++'s."""
+
 
 def use(flavour: str) -> None:
-    """Load that flavour as `trt`. EngineError with the loader's own words if it cannot be had."""
+    """Load that flavour as `trt`. MissingError with the loader's own words if it cannot be had."""
     global trt
     if trt is not None:
         if _flavour(trt) != flavour:
@@ -47,7 +51,7 @@ def use(flavour: str) -> None:
             continue
         trt = modules[-1]
         return
-    raise EngineError(f"{flavour} cannot be loaded: {'; '.join(problems)}")
+    raise MissingError(f"{flavour} cannot be loaded: {'; '.join(problems)}")
 
 
 def _flavour(module: ModuleType) -> str:
@@ -94,3 +98,7 @@ class Messages:
         if self.errors:
             return "; ".join(dict.fromkeys(self.errors))
         return self.lines[-1] if self.lines else otherwise
+
+    def failure(self, text: str) -> EngineError:
+        """The exception for that text: OutOfMemoryError if memory is what the library complained of."""
+        return OutOfMemoryError(text) if any(NO_ROOM.search(said) for said in self.errors) else EngineError(text)

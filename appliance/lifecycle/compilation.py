@@ -24,11 +24,11 @@ from appliance.building.orders import (
     Target,
     wanted_engine,
 )
-from appliance.building.store import EngineStore, StoreError
+from appliance.building.store import EngineStore, StoreError, as_is
 from appliance.config import Config, EnginesConfig
 from appliance.core.errors import ApplianceError, unavailable
 from appliance.core.manifest import ModelManifest
-from appliance.lifecycle.compiler import Artifact, BuildProgress, OnProgress
+from appliance.lifecycle.compiler import Artifact, BuildProgress, OnProgress, RejectedError
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.scheduling.governor import Governor
 
@@ -129,11 +129,11 @@ class ModelCompiler:
         return Artifact(outcome.engine, outcome.model_file, outcome.digest, outcome.label, verified, outcome.summary)
 
     async def make(self, folder: ModelFolder, version: VersionFolder, on_progress: OnProgress) -> Artifact:
-        """Build it, or take the one that is kept; UNAVAILABLE for one that failed its verification."""
+        """Build it, or take the one that is kept; RejectedError for one that failed its verification."""
         wanted = await self._complete(folder, version)
         known = await self._lookup(wanted)
         if known is not None and known.verified == "failed":
-            raise unavailable(_failed(known.reason))
+            raise RejectedError(self._artifact(known, verified=False), known.reason)
         async with self._turn:
             await self._cool(on_progress)
             order = BuildOrder(wanted)
@@ -157,7 +157,7 @@ class ModelCompiler:
     async def verify(
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
-        """Hold it against the reference; UNAVAILABLE says by how much it missed what."""
+        """Hold it against the reference; RejectedError says by how much it missed what."""
         wanted = await self._complete(folder, version)
         async with self._turn:
             await self._cool(on_progress)
@@ -165,15 +165,28 @@ class ModelCompiler:
             result = await self._run(order, on_progress, folder.manifest.build.time_budget_s)
         assert result.outcome is not None
         if result.outcome.verified != "passed":
-            raise unavailable(_failed(result.outcome.reason))
+            raise RejectedError(self._artifact(result.outcome, verified=False), result.outcome.reason)
         return self._artifact(result.outcome, verified=True)
 
-    async def report(self, folder: ModelFolder, artifact: Artifact) -> bytes | None:
-        """The report that was kept beside the engine."""
+    async def report(
+        self, folder: ModelFolder, version: VersionFolder, artifact: Artifact | None
+    ) -> tuple[str, bytes] | None:
+        """The report that was kept beside the engine, or on the version as it is now."""
         try:
-            return await asyncio.to_thread(EngineStore(self._path).report, folder.name, artifact.key)
-        except StoreError as error:
-            raise unavailable(str(error)) from error
+            return await asyncio.to_thread(self._report, folder, version, artifact)
+        except (StoreError, OSError, BuildError) as error:
+            raise unavailable(f"the report cannot be read: {error}") from error
+
+    def _report(
+        self, folder: ModelFolder, version: VersionFolder, artifact: Artifact | None
+    ) -> tuple[str, bytes] | None:
+        if artifact is not None:
+            key = artifact.key
+        else:
+            plain = self._target(folder, version, "onnxruntime", DeviceFacts())
+            key = as_is(plain.version, keys.as_is_digest(plain))
+        found = EngineStore(self._path).report(folder.name, key)
+        return (key, found) if found is not None else None
 
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         """Remove it from the store, and look at the GPU anew: a driver or a card may have changed under us."""
@@ -200,10 +213,6 @@ def target(path: Path, folder: ModelFolder, version: VersionFolder, engine: str,
         labels=folder.labels,
         device=device,
     )
-
-
-def _failed(reason: str) -> str:
-    return f"it failed its verification: {reason}"
 
 
 def _silent(_progress: BuildProgress) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 
 
@@ -34,6 +35,14 @@ class BuildProgress(msgspec.Struct, frozen=True):
     percent: float
 
 
+class RejectedError(ApplianceError):
+    """An engine that is kept and failed its verification: its report is there to be read, and it never serves."""
+
+    def __init__(self, artifact: Artifact, reason: str) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, f"it failed its verification: {reason}", retry_after_s=1.0)
+        self.artifact = artifact
+
+
 OnProgress: TypeAlias = Callable[[BuildProgress], None]
 
 
@@ -47,15 +56,17 @@ class Compiler(Protocol):
         """The verified engine that is kept for exactly this, or None. One that failed its verification is not given."""
 
     async def make(self, folder: ModelFolder, version: VersionFolder, on_progress: OnProgress) -> Artifact:
-        """Build it, in a process of its own; cancelled with the task."""
+        """Build it, in a process of its own; cancelled with the task. RejectedError for one that is known to fail its gate."""
 
     async def verify(
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
-        """Hold it against the reference; the artifact as verified. UNAVAILABLE says by how much it missed what."""
+        """Hold it against the reference; the artifact as verified. RejectedError says by how much it missed what."""
 
-    async def report(self, folder: ModelFolder, artifact: Artifact) -> bytes | None:
-        """What the verification of this engine found, as JSON; None if none is kept."""
+    async def report(
+        self, folder: ModelFolder, version: VersionFolder, artifact: Artifact | None
+    ) -> tuple[str, bytes] | None:
+        """What the verification of this engine (None: of the version as it is) found: its key, and JSON; None: none is kept."""
 
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         """Keep it no longer: it does not load here any more. Never raises; `make` builds it anew."""

@@ -1,24 +1,26 @@
 """Reconciles what is loaded with what is aspired to: one task per model name, one action of the policy at a time.
 
 Sources set what is aspired (start, load, unload, a reread of the disk); `core.version_policy` says the next step; this carries it
-out and publishes. The data plane only asks `resolve`.
+out and publishes. The data plane only asks `resolve`. Engines that are built beside what serves are `builds`'.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
 from appliance.config import RepositoryConfig, WorkersConfig
-from appliance.core.description import IndexEntry
+from appliance.core.description import IndexEntry, VerificationRecord
 from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
 from appliance.core.request import ModelName, Version
 from appliance.core.states import ModelState, public_state
 from appliance.core.version_policy import GenerationSnapshot, Load, Unload, aspired_versions, next_action
+from appliance.lifecycle.builds import Builds
 from appliance.lifecycle.compiler import Artifact, Compiler
 from appliance.lifecycle.memory import ModelMemory
+from appliance.lifecycle.model import Model
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.lifecycle.repository import ModelFolder, Repository
 from appliance.observability.events import EventBus
@@ -26,34 +28,6 @@ from appliance.scheduling.governor import Governor
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
-
-
-class Model:
-    """All generations of one name, and which of them are aspired to."""
-
-    def __init__(self, name: ModelName) -> None:
-        self.name = name
-        self.folder: ModelFolder | None = None
-        self.generations: dict[str, ModelVersion] = {}
-        self.candidates: dict[int, ModelVersion] = {}
-        self.builds: set[asyncio.Task[None]] = set()
-        self.remake: set[int] = set()
-        self.turn = 0
-        self.aspired: frozenset[str] = frozenset()
-        self.ready: dict[Version, ModelVersion] = {}
-        self.newest: ModelVersion | None = None
-        self.changed = asyncio.Event()
-        self.lock = asyncio.Lock()
-
-    def refresh(self) -> None:
-        """What answers now, by version; of two generations of one version the aspired one."""
-        ready: dict[Version, ModelVersion] = {}
-        for key, generation in self.generations.items():
-            if generation.state is ModelState.READY and (generation.version not in ready or key in self.aspired):
-                ready[generation.version] = generation
-        self.ready = ready
-        self.newest = max(ready.values(), key=lambda generation: generation.number, default=None)
-        self.changed.set()
 
 
 class Manager:
@@ -86,7 +60,9 @@ class Manager:
         self._models: dict[ModelName, Model] = {}
         self._loads = asyncio.Semaphore(config.parallel_loads)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._builds: set[asyncio.Task[Any]] = set()
+        self._builds = Builds(
+            compiler, events, generation=self._generation, reconcile=self._reconcile, loads=self._loads
+        )
         self._required: frozenset[ModelName] = frozenset()
 
     @property
@@ -135,122 +111,31 @@ class Manager:
         """
         model.turn += 1
         turn = model.turn
-        artifacts = await self._find(folder) if folder is not None and not folder.problem else {}
+        artifacts = await self._builds.find(folder) if folder is not None else {}
         if model.turn != turn:
             return False
-        self._end_builds(model)
+        self._builds.end(model)
         self._aspire(model, folder, artifacts)
         await self._reconcile(model)
         if model.turn != turn:
             return False
         if folder is not None:
             kept = {number for number in artifacts if number not in model.remake}
-            self._build_wanted(model, folder, kept)
+            self._builds.begin(model, folder, kept)
         return True
-
-    async def _find(self, folder: ModelFolder) -> dict[int, Artifact]:
-        found: dict[int, Artifact] = {}
-        if self._compiler is None:
-            return found
-        for number in aspired_versions(folder.versions, folder.manifest.versions):
-            version = folder.versions[number]
-            if not self._compiler.wanted(folder, version):
-                continue
-            artifact = await self._compiler.find(folder, version)
-            if artifact is not None:
-                found[number] = artifact
-        return found
-
-    def _build_wanted(self, model: Model, folder: ModelFolder, kept: Collection[int]) -> None:
-        """Begin to build what is wanted and not kept."""
-        if self._compiler is None or folder.problem:
-            return
-        for number in aspired_versions(folder.versions, folder.manifest.versions):
-            if number in kept or not self._compiler.wanted(folder, folder.versions[number]):
-                continue
-            candidate = self._generation(model, folder, number, None)
-            model.remake.discard(number)
-            model.candidates[number] = candidate
-            task = asyncio.create_task(self._build(model, candidate), name=f"build-{model.name}")
-            model.builds.add(task)
-            self._builds.add(task)
-            task.add_done_callback(self._finished)
-            task.add_done_callback(model.builds.discard)
-
-    async def _build(self, model: Model, candidate: ModelVersion) -> None:
-        """Build an engine, load it beside what serves, verify it, and switch; or leave all as it is, with the reason."""
-        replaced = candidate.generation
-        await candidate.build()
-        model.refresh()
-        if candidate.state is ModelState.FAILED:
-            return
-        async with model.lock:
-            if replaced not in model.aspired:
-                await candidate.stop(0)
-                return
-            async with self._loads:
-                await candidate.start()
-            if candidate.state is not ModelState.READY:
-                await self._discard(model, candidate)
-                model.refresh()
-                return
-            model.candidates.pop(candidate.number, None)
-            model.generations[candidate.generation] = candidate
-            model.aspired = model.aspired - {replaced} | {candidate.generation}
-            model.refresh()
-        await self._reconcile(model)
-
-    async def _discard(self, model: Model, failed: ModelVersion) -> None:
-        """Have an engine made anew, next time it is wanted, that does not load here any more."""
-        if failed.gave_out and failed.engine_refused and failed.artifact is not None and model.folder is not None:
-            assert self._compiler is not None
-            await self._compiler.discard(model.folder, failed.artifact, failed.reason)
-
-    async def _go_without(self, model: Model) -> None:
-        """In the place of an engine that gave out, aspire to the model as it is, where its device and fallback allow that.
-
-        The failed one is shown beside it as what could not be, until the engine is made anew.
-        """
-        folder = model.folder
-        for key, failed in list(model.generations.items()):
-            if key not in model.aspired or not failed.gave_out or folder is None:
-                continue
-            version = folder.versions.get(failed.number)
-            if version is None or version.fingerprint != failed.fingerprint:
-                continue
-            fields = {"model": model.name, "version": failed.version, "reason": failed.reason}
-            log.warning("engine.gave_out", extra={"fields": fields})
-            self._events.publish("engine.gave_out", **fields)
-            if failed.engine_refused:
-                await self._discard(model, failed)
-                model.remake.add(failed.number)
-            plain = self._generation(model, folder, failed.number, None)
-            del model.generations[key]
-            model.generations[plain.generation] = plain
-            model.candidates[failed.number] = failed
-            model.aspired = model.aspired - {key} | {plain.generation}
-            model.refresh()
 
     async def _recover(self, model: Model) -> None:
         """An engine gave out while it served: go on without it, and make it anew if it does not load any more."""
         turn = model.turn
         await self._reconcile(model)
-        if model.turn == turn and model.folder is not None and model.remake:
-            self._build_wanted(model, model.folder, set(model.folder.versions) - model.remake)
+        if model.turn == turn:
+            self._builds.remake(model)
 
     def _changed(self, model: Model) -> None:
         """A generation changed its state."""
         model.refresh()
-        if not model.lock.locked() and any(
-            key in model.aspired and generation.gave_out for key, generation in model.generations.items()
-        ):
+        if model.gave_out and not model.lock.locked():
             self._own(self._recover(model), f"recover-{model.name}")
-
-    def _end_builds(self, model: Model) -> None:
-        for task in list(model.builds):
-            task.cancel()
-        model.candidates.clear()
-        model.remake.clear()
 
     def _generation(self, model: Model, folder: ModelFolder, number: int, artifact: Artifact | None) -> ModelVersion:
         return ModelVersion(
@@ -292,7 +177,7 @@ class Manager:
         """Take the policy's steps until facts and aspirations agree."""
         async with model.lock:
             while True:
-                await self._go_without(model)
+                await self._builds.go_without(model)
                 action = next_action(
                     [
                         GenerationSnapshot(key, generation.state, key in model.aspired)
@@ -356,8 +241,7 @@ class Manager:
         if model is None or (not model.generations and model.folder is None):
             raise not_found(f"Request for unknown model: '{name}' is not found")
         model.turn += 1
-        ending = list(model.builds)
-        self._end_builds(model)
+        ending = self._builds.end(model)
         model.aspired = frozenset()
         model.refresh()
         for generation in model.generations.values():
@@ -389,6 +273,16 @@ class Manager:
             raise not_found(f"Request for unknown model: '{name}' version {version} is not found")
         reason = folder.problem if folder is not None and folder.problem else "it is not loaded"
         raise unavailable(f"model '{name}' is not at ready state: {reason}")
+
+    async def verification(self, name: ModelName, version: Version) -> VerificationRecord:
+        """What the gate found of an engine that must not serve, or else of what does. As `resolve`, or NOT_FOUND in words."""
+        model = self._models.get(name)
+        if model is not None:
+            for number in sorted(model.candidates, reverse=True):
+                candidate = model.candidates[number]
+                if candidate.rejected and version in ("", candidate.version):
+                    return await candidate.verification()
+        return await self.resolve(name, version).verification()
 
     def known(self, name: ModelName, version: Version) -> bool:
         """Whether that name, and that version of it, exists here in any state."""
@@ -429,7 +323,7 @@ class Manager:
             for generation in model.ready.values():
                 shown[generation.version] = generation
             for version, generation in sorted(shown.items(), key=lambda item: int(item[0])):
-                entries.append(IndexEntry(name, version, public_state(generation.state), _reason(model, generation)))
+                entries.append(IndexEntry(name, version, public_state(generation.state), model.reason(generation)))
             folder = model.folder
             if folder is None:
                 continue
@@ -451,25 +345,15 @@ class Manager:
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self._builds.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("manager.task_failed", exc_info=task.exception(), extra={"fields": {"task": task.get_name()}})
 
     async def close(self, drain_timeout_s: float) -> None:
         """Stop loading, drain every version at once, unload all."""
-        tasks = [*self._tasks, *self._builds]
+        tasks = [*self._tasks, *self._builds.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(generation.stop(drain_timeout_s) for generation in self.generations()))
         for model in self._models.values():
             model.refresh()
-
-
-def _reason(model: Model, generation: ModelVersion) -> str:
-    """Why a version is as it is, and what is being built for it or could not be."""
-    candidate = model.candidates.get(generation.number)
-    if candidate is None:
-        return generation.reason
-    building = f"{candidate.wanted}: {candidate.state} {candidate.reason}".strip()
-    return f"{generation.reason}; {building}" if generation.reason else building

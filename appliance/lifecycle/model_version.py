@@ -24,7 +24,7 @@ from appliance.core.request import ModelName, Version
 from appliance.core.retry import RestartBudget
 from appliance.core.states import ModelState, model_transition
 from appliance.engines.base import EngineOptions, EngineTraits
-from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler
+from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler, RejectedError
 from appliance.lifecycle.memory import ModelMemory
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
@@ -88,6 +88,7 @@ class ModelVersion:
         self._opening: asyncio.Task[Instance] | None = None
         self._unwanted = False
         self.engine_refused = False
+        self.rejected = False
 
     @property
     def generation(self) -> str:
@@ -160,6 +161,9 @@ class ModelVersion:
         self._to(ModelState.BUILDING)
         try:
             self.artifact = await self._compiler.make(self._model, self._folder, self._progressed)
+        except RejectedError as error:
+            self.artifact, self.rejected = error.artifact, True
+            self._to(ModelState.FAILED, error.message)
         except ApplianceError as error:
             self._to(ModelState.FAILED, error.message)
 
@@ -172,7 +176,7 @@ class ModelVersion:
             self._events.publish("model.progress", phase=progress.phase, percent=round(progress.percent, 1), **fields)
 
     async def _verify(self) -> None:
-        """Hold an engine that is new against the reference. UNAVAILABLE with the reason if it must not serve."""
+        """Hold an engine that is new against the reference. RejectedError with the reason if it must not serve."""
         if self.artifact is None or self.artifact.verified:
             return
         assert self._compiler is not None
@@ -202,6 +206,7 @@ class ModelVersion:
         try:
             await self._verify()
         except ApplianceError as error:
+            self.rejected = isinstance(error, RejectedError)
             self._abandon(opened, error)
             return
         layout = opened[0].layout
@@ -434,16 +439,16 @@ class ModelVersion:
         )
 
     async def verification(self) -> VerificationRecord:
-        """What the gate found of the engine that serves. NOT_FOUND if it serves as it is, or if no report is kept."""
-        if self.state is not ModelState.READY:
-            raise self.not_ready()
+        """What the gate found of what serves here, or must not serve (`rejected`). NOT_FOUND in words if no report is kept."""
         which = f"model {self.name!r} version {self.version}"
-        if self.artifact is None or self._compiler is None:
-            raise not_found(f"{which} serves as it is: no engine was built for it, so there is no verification")
-        report = await self._compiler.report(self._model, self.artifact)
-        if report is None:
-            raise not_found(f"{which}: no report of its engine is kept; `appliance verify {self.name}` makes one")
-        return VerificationRecord(self.name, self.version, self.artifact.label, self.artifact.key, msgspec.Raw(report))
+        if self._compiler is None:
+            raise not_found(f"{which}: this appliance keeps no engines and no reports")
+        kept = await self._compiler.report(self._model, self._folder, self.artifact)
+        if kept is None:
+            what = "no report of its engine is kept" if self.artifact is not None else "it serves as it is, unverified"
+            raise not_found(f"{which}: {what}; `appliance verify {self.name}` makes one")
+        label = self.artifact.label if self.artifact is not None else ""
+        return VerificationRecord(self.name, self.version, label, kept[0], not self.rejected, msgspec.Raw(kept[1]))
 
     def not_ready(self) -> ApplianceError:
         """Why it does not answer now."""

@@ -46,6 +46,7 @@ function take(snapshot) {
   before = { now, models: new Map(snapshot.models.map((model) => [`${model.name}:${model.version}`, model])) };
   store.snapshot = snapshot;
   for (const [name, value] of Object.entries(snapshot.readings ?? {})) remember(name, value);
+  remember("processor_temperature", snapshot.processor_temperature);
   remember("requests_per_s", snapshot.status.requests_per_s);
   remember("p99_us", Math.max(0, ...snapshot.models.map((model) => model.p99_us ?? 0)));
   const was = store.connected;

@@ -142,7 +142,7 @@ def _write(view: memoryview, base: int, places: Sequence[Place], requests: Seque
 
 
 class LoadRefusedError(ApplianceError):
-    """The engine itself would not load the file: not a lost worker, not a timeout."""
+    """The engine itself would not load the file: not a lost worker, not a timeout, not want of memory or of a library."""
 
 
 class WorkerLink:
@@ -202,7 +202,8 @@ class WorkerLink:
             self.loading = False
             self._answers.pop(handle, None)
         if isinstance(reply, Refused):
-            raise LoadRefusedError(ErrorCode.UNAVAILABLE, reply.message)
+            kind = LoadRefusedError if reply.kind == "file" else ApplianceError
+            raise kind(ErrorCode.UNAVAILABLE, reply.message)
         return reply
 
     def poll_until(self, deadline: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import select
@@ -30,6 +31,8 @@ from appliance.engines.base import (
     EngineError,
     EngineOutput,
     EngineTensor,
+    MissingError,
+    OutOfMemoryError,
     OutputMismatchError,
 )
 from appliance.workers import arena
@@ -42,6 +45,7 @@ from appliance.workers.messages import (
     FromWorker,
     Load,
     Loaded,
+    RefusalKind,
     Refused,
     Run,
     Unload,
@@ -317,8 +321,8 @@ class Worker:
                     engine = registry.load(options)
                 except DeviceFaultError:
                     raise
-                except (EngineError, ImportError) as error:
-                    self._send(Refused(handle, str(error)))
+                except (EngineError, ImportError, MemoryError) as error:
+                    self._send(_refusal(handle, error))
                     return
                 self._models[handle] = LoadedModel(handle, engine)
                 self._send(Loaded(handle, engine.traits))
@@ -331,8 +335,8 @@ class Worker:
                     self._send(msgspec.structs.replace(warmed, details=model.engine.traits.details))
                 except DeviceFaultError:
                     raise
-                except (EngineError, ValueError, OSError) as error:
-                    self._send(Refused(handle, f"warm-up failed: {error}"))
+                except (EngineError, ValueError, OSError, MemoryError) as error:
+                    self._send(_refusal(handle, error, "warm-up failed: "))
                 gc.collect()
             case Unload(handle):
                 gone = self._models.pop(handle, None)
@@ -340,6 +344,18 @@ class Worker:
                     gone.engine.close()
             case Run():
                 raise AssertionError("handled by the caller")
+
+
+def _refusal(handle: int, error: Exception, before: str = "") -> Refused:
+    """In the error's words, with what is at fault."""
+    kind: RefusalKind = "file"
+    if isinstance(error, OutOfMemoryError | MemoryError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC)
+    ):
+        kind = "memory"
+    elif isinstance(error, MissingError | ImportError):
+        kind = "missing"
+    return Refused(handle, f"{before}{str(error) or 'this machine has no memory left'}", kind)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
@@ -353,8 +369,8 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def warm_up(model: LoadedModel, sizes: Sequence[int]) -> Warmed:
     """Run zeros at each batch size: what is slow the first time is done now, and the scheduler learns which sizes pay.
 
-    Sizes stop growing after two that do not pay: a model slower in batches is not made to hold a large one. A model whose outputs
-    do not follow the batch axis is reported unbatched. EngineError: the model cannot run.
+    Sizes stop growing after two that do not pay (a model slower in batches is not made to hold a large one), and where memory
+    ends. A model whose outputs do not follow the batch axis is reported unbatched. EngineError: the model cannot run.
     """
     layout = model.layout
     assert layout is not None
@@ -372,6 +388,11 @@ def warm_up(model: LoadedModel, sizes: Sequence[int]) -> Warmed:
             seconds, outputs = _time(model, rows)
         except DeviceFaultError:
             raise
+        except OutOfMemoryError:
+            if not times:
+                raise
+            # there is room for the smaller ones: that is no reason to do without batches
+            break
         except EngineError as error:
             if rows == 1 or not layout.batched:
                 raise

@@ -5,7 +5,7 @@ Tensors never travel here; they lie in shared memory, whose descriptors come bes
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -62,11 +62,18 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=5):
     traits: EngineTraits
 
 
+RefusalKind: TypeAlias = Literal["file", "memory", "missing"]
+
+
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Worker to front: loading or warming failed, in the engine's words. The worker lives on."""
+    """Worker to front: loading or warming failed, in the engine's words. The worker lives on.
+
+    `kind`: what is at fault, the file ("file"), want of memory ("memory"), or something that is not installed ("missing").
+    """
 
     handle: int
     message: str
+    kind: RefusalKind = "file"
 
 
 class Warmed(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -36,6 +36,7 @@ class House:
             "zmq": {"tcp": "tcp://127.0.0.1:*", "events_tcp": "tcp://127.0.0.1:*"},
             "repository": {"path": str(self.models)},
         }
+        self.environment: dict[str, str] = {}
         self.addresses: list[str] = []
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -67,7 +68,12 @@ class House:
             [sys.executable, "-m", "appliance", "serve", "--config", str(self.config)],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "HOME": str(self.home), "XDG_CACHE_HOME": str(self.home / ".cache")},
+            env={
+                **os.environ,
+                "HOME": str(self.home),
+                "XDG_CACHE_HOME": str(self.home / ".cache"),
+                **self.environment,
+            },
         )
         threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True).start()
 

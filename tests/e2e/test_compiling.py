@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from appliance.cli.connection import Appliance
+from appliance.cli.output import CommandError
 from appliance.client import Client
 from tests.e2e.house import LONG_S, ROOT, House
 
@@ -75,6 +76,16 @@ def _reason(house: House) -> tuple[str, str]:
     return entry["state"], entry["reason"]
 
 
+def _shown(house: House) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "appliance", "models", "show", "digits", "--url", house.http],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "APPLIANCE_CONFIG": str(house.config)},
+    )
+
+
 def test_a_wanted_engine_is_built_and_switched_to_without_losing_a_request(house: House) -> None:
     _int8(house)
     house.start()
@@ -93,13 +104,7 @@ def test_a_wanted_engine_is_built_and_switched_to_without_losing_a_request(house
     record = Appliance(house.http).get("/v2/appliance/models/digits/versions/1/verification")
     assert (record["engine"], record["report"]["passed"]) == ("int8", True)
     assert record["report"]["metric_candidate"]["accuracy"] > 0.9
-    shown = subprocess.run(
-        [sys.executable, "-m", "appliance", "models", "show", "digits", "--url", house.http],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "APPLIANCE_CONFIG": str(house.config)},
-    )
+    shown = _shown(house)
     assert "MAX REL" in shown.stdout
     assert "it may serve" in shown.stdout
     assert "verification.html" in shown.stderr
@@ -124,10 +129,22 @@ def test_an_engine_that_fails_its_verification_never_serves(house: House) -> Non
     with Asking(house, clients=1) as asking:
         pass
     assert asking.wrong == []
+
+    def shown() -> None:
+        record = Appliance(house.http).get("/v2/appliance/models/digits/verification")
+        assert (record["engine"], record["serves"], record["report"]["passed"]) == ("int8", False, False)
+        assert "largest absolute error" in record["report"]["failures"][0]
+        words = _shown(house)
+        assert "an engine was built and does not serve: int8" in words.stdout
+        assert "int8 of digits failed: it does not serve" in words.stdout
+        assert "verification.html" in words.stderr
+
+    shown()
     # the verdict is kept: a load does not build or verify again
     Appliance(house.http).post("/v2/repository/models/digits/load")
     house.wait_for("model.state", model="digits", state="FAILED")
     assert "failed its verification" in _reason(house)[1]
+    shown()
 
 
 def test_an_altered_engine_is_never_loaded_and_is_built_anew(house: House) -> None:
@@ -198,6 +215,33 @@ def test_compile_builds_checks_writes_the_choice_and_has_the_appliance_switch(ho
     code, document, _ = _command(house, "engines", "list", *where)
     assert [entry["label"] for entry in document] == ["int8"]
     assert "verified: largest relative error" in str(_command(house, "models", "show", "digits")[1])
+
+
+def test_what_verify_found_of_a_model_that_serves_as_it_is_is_kept_and_shown(house: House) -> None:
+    house.digits()
+    house.start()
+    with pytest.raises(CommandError, match="serves as it is, unverified; `appliance verify digits` makes one"):
+        Appliance(house.http).get("/v2/appliance/models/digits/verification")
+    assert "PROVIDER" not in _shown(house).stdout
+    where = ("--repository", str(house.models), "--json")
+    code, document, words = _command(house, "verify", "digits", *where)
+    assert (code, document["engine"]) == (0, None), words
+    assert Path(document["kept"], "verification.html").is_file()
+    record = Appliance(house.http).get("/v2/appliance/models/digits/verification")
+    assert (record["engine"], record["serves"], record["report"]["passed"]) == ("", True, True)
+    shown = _shown(house)
+    assert "onnxruntime of digits passed: it may serve" in shown.stdout
+    assert document["kept"] in shown.stderr
+    # pruning is for engines; other settings of the gate ask for another verdict
+    assert _command(house, "engines", "prune", *where)[1] == []
+    assert Appliance(house.http).get("/v2/appliance/models/digits/verification") == record
+    manifest = house.models / "digits" / "model.toml"
+    manifest.write_text(manifest.read_text() + "[verify]\nmax_relative = 0.5\n")
+    Appliance(house.http).post("/v2/repository/models/digits/load")
+    with pytest.raises(CommandError, match="unverified"):
+        Appliance(house.http).get("/v2/appliance/models/digits/verification")
+    _command(house, "verify", "digits", *where)
+    assert len(list((house.models / ".engines" / "digits").glob(".as-is-*"))) == 1
 
 
 def test_compile_that_fails_its_verification_exits_1_and_changes_nothing(house: House) -> None:

@@ -77,11 +77,32 @@ static int failing(const char *function, int device) {
 
 /* ----------------------------------------------------------------------------------------------------- device and context */
 
+/* A line "key=text" of the file named by CUDA_STUB_DEVICE: what is not said there is as given. */
+static void described(const char *key, char *text, int size, const char *otherwise) {
+    const char *path = getenv("CUDA_STUB_DEVICE");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    char line[256];
+    size_t length = strlen(key);
+    snprintf(text, size, "%s", otherwise);
+    while (file && fgets(line, sizeof line, file))
+        if (!strncmp(line, key, length) && line[length] == '=') {
+            line[strcspn(line, "\n")] = 0;
+            snprintf(text, size, "%s", line + length + 1);
+        }
+    if (file) fclose(file);
+}
+
 Result cuInit(unsigned flags) { MAY_FAIL(0); return flags ? INVALID_VALUE : SUCCESS; }
-Result cuDriverGetVersion(int *version) { *version = 13040; return SUCCESS; }
+Result cuDriverGetVersion(int *version) {
+    char text[32];
+    described("cuda", text, sizeof text, "13040");
+    *version = atoi(text);
+    return SUCCESS;
+}
+
 Result cuDeviceGetCount(int *count) { MAY_FAIL(0); *count = 1; return SUCCESS; }
 Result cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal ? 101 : SUCCESS; }
-Result cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Stub GPU"); return device; }
+Result cuDeviceGetName(char *name, int size, int device) { described("name", name, size, "Stub GPU"); return device; }
 Result cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = TOTAL_BYTES; return device; }
 
 Result cuDeviceGetAttribute(int *value, int attribute, int device) {

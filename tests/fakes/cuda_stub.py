@@ -22,7 +22,12 @@ MARK = "APPLIANCE_TESTS_OVER_CUDA_STUB"
 
 LEAKS = ("device_bytes", "pinned_bytes", "registered_bytes", "graphs", "executables", "streams", "contexts")
 
-SHIM = "from tests.fakes.tensorrt_runtime import *\nfrom tests.fakes.tensorrt_runtime import __version__\n"
+SHIM = """from tests.fakes.tensorrt_building import *
+from tests.fakes.tensorrt_runtime import *
+from tests.fakes.tensorrt_runtime import __version__
+"""
+
+VERSION = "11.4.0.106"
 
 
 def active() -> bool:
@@ -41,7 +46,19 @@ def build(folder: Path) -> Path:
     subprocess.run([*command, "-o", folder / "libcuda.so.1", HERE / "cuda_driver.c", "-ldl"], check=True)
     (folder / "tensorrt.py").write_text(SHIM)
     (folder / "failures").write_text("")
+    (folder / "device").write_text("")
+    install(folder, VERSION)
     return folder
+
+
+def install(folder: Path, version: str) -> dict[str, str]:
+    """Make the stand-in for TensorRT be of that version, as its package's metadata say; the environment that goes with it."""
+    for old in folder.glob("tensorrt-*.dist-info"):
+        shutil.rmtree(old)
+    place = folder / f"tensorrt-{version}.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {version}\n")
+    return {"TENSORRT_FAKE_VERSION": version}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -51,7 +68,8 @@ def environment(folder: Path) -> dict[str, str]:
         name: f"{value}{os.pathsep}{os.environ[name]}" if os.environ.get(name) else value
         for name, value in paths.items()
     }
-    return {**os.environ, **joined, "CUDA_STUB_FAILURES": str(folder / "failures"), MARK: "1"}
+    files = {"CUDA_STUB_FAILURES": str(folder / "failures"), "CUDA_STUB_DEVICE": str(folder / "device")}
+    return {**os.environ, **joined, **files, MARK: "1"}
 
 
 class Stub:

@@ -150,7 +150,7 @@ class FakeService:
         self._known(name, version)
         if self.report is None:
             raise not_found(f"model '{name}' version 1 serves as it is: there is no verification")
-        return VerificationRecord(name, Version("1"), "int8", "k" * 32, msgspec.Raw(self.report))
+        return VerificationRecord(name, Version("1"), "int8", "k" * 32, True, msgspec.Raw(self.report))
 
     def statistics(self, name: ModelName = ModelName(""), version: Version = Version("")) -> list[ModelStatistics]:
         if name:

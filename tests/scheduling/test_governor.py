@@ -100,7 +100,7 @@ async def test_critical_serves_the_highest_class_and_what_cooled_down_serves_eve
         await box.ask()
     box.at(50.0, seconds=120)
     await box.ask(16)
-    assert box.service.snapshot()["status"]["governor"]["level"] == "NOMINAL"
+    assert box.service.snapshot()["governor"]["level"] == "NOMINAL"
 
 
 async def test_fewer_and_smaller_batches_run_when_it_is_squeezed(box: Box) -> None:

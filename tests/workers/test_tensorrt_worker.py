@@ -6,16 +6,18 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 
 from appliance.core.admission import Admission
+from appliance.core.errors import ApplianceError
 from appliance.core.manifest import OnnxRuntimeManifest
 from appliance.core.request import InferenceRequest, ModelName
 from appliance.core.tensor import DataType, Tensor
 from appliance.engines.base import EngineOptions
-from appliance.workers.link import Instance
+from appliance.workers.link import Instance, LoadRefusedError
 from appliance.workers.supervisor import Supervisor
 from tests.fakes import cuda_stub
 from tests.workers.test_supervisor import MANIFEST, Owner
@@ -100,6 +102,39 @@ async def test_no_memory_for_a_batch_fails_that_batch_alone(supervisor: Supervis
     assert (word, "OUT_OF_MEMORY" in reason) == ("failed", True)
     run(instance, 2, row)
     assert (await owner.next())[0] == "done"
+
+
+@pytest.mark.parametrize("rule", ["cuMemAlloc_v2=2@1", "cuMemAlloc_v2=2@2", "cuStreamCreate=2"])
+async def test_no_memory_for_a_load_is_told_apart_from_a_plan_that_does_not_fit(
+    supervisor: Supervisor, stub: Path, tmp_path: Path, rule: str
+) -> None:
+    file = cuda_stub.plan(tmp_path / "m.plan", op="affine")
+    (stub / "failures").write_text(rule)
+    with pytest.raises(ApplianceError, match="OUT_OF_MEMORY") as caught:
+        await supervisor.open_instance("m:1", options(file), MANIFEST)
+    assert not isinstance(caught.value, LoadRefusedError)
+    (stub / "failures").write_text("")
+    assert (await supervisor.open_instance("m:1", options(file), MANIFEST)).batch_s
+    (tmp_path / "other.plan").write_bytes(b"of another version")
+    with pytest.raises(LoadRefusedError, match="have it built anew"):
+        await supervisor.open_instance("m:1", options(str(tmp_path / "other.plan")), MANIFEST)
+
+
+async def test_a_library_that_is_gone_says_nothing_against_the_plan(supervisor: Supervisor, tmp_path: Path) -> None:
+    file = cuda_stub.plan(tmp_path / "m.plan", op="affine")
+    missing = msgspec.structs.replace(options(file), device="cuda:7")
+    with pytest.raises(ApplianceError, match="there is no cuda:7") as caught:
+        await supervisor.open_instance("m:1", missing, MANIFEST)
+    assert not isinstance(caught.value, LoadRefusedError)
+
+
+async def test_where_memory_ends_in_the_warm_up_batches_stay_that_small(
+    supervisor: Supervisor, stub: Path, tmp_path: Path
+) -> None:
+    file = cuda_stub.plan(tmp_path / "m.plan", op="affine", no_room_for=16)
+    instance = await supervisor.open_instance("m:1", options(file), MANIFEST)
+    assert instance.traits.batched
+    assert sorted(instance.batch_s) == [1, 2, 4, 8]
 
 
 async def test_outputs_that_do_not_follow_the_batch_are_served_unbatched_from_a_second_arena(

@@ -17,8 +17,8 @@ export function render(main) {
   const draw = async () => {
     for (const [name, field] of [["period", period], ["price", price], ["carbon", carbon]]) localStorage.setItem(name, field.value);
     try {
-      const document = await api.energy(PERIODS[period.value]);
-      if (!ended) show(place, document, Number(price.value), Number(carbon.value));
+      const sums = await api.energy(Date.now() / 1000 - PERIODS[period.value]);
+      if (!ended) show(place, accounts(sums), Number(price.value), Number(carbon.value));
     } catch (error) { if (!ended) replace(place, h("p", { class: "bad", role: "alert" }, error.message)); }
   };
   for (const field of [period, price, carbon]) field.addEventListener("change", draw);
@@ -27,8 +27,25 @@ export function render(main) {
   return () => { ended = true; clearInterval(timer); };
 }
 
-function show(place, document, price, carbon) {
-  const devices = document.devices ?? [], models = document.models ?? [];
+// The record's sums, in microjoules by device and kind, as one row a device and one a model.
+export function accounts(sums) {
+  const devices = new Map(), models = new Map();
+  for (const sum of sums) {
+    const device = devices.get(sum.device) ?? { device: sum.device, source: sum.source, estimated: false, total_j: 0, active_j: 0, idle_j: 0, unattributed_j: 0 };
+    devices.set(sum.device, device);
+    device.estimated ||= sum.estimated;
+    if (sum.kind !== "model") { device[`${sum.kind}_j`] += sum.uj / 1e6; continue; }
+    device.active_j += sum.uj / 1e6;
+    const split = sum.model.lastIndexOf(":");
+    const model = models.get(sum.model) ?? { model: sum.model.slice(0, split), version: sum.model.slice(split + 1), joules: 0, inferences: 0 };
+    models.set(sum.model, model);
+    model.joules += sum.uj / 1e6;
+    model.inferences += sum.items;
+  }
+  return { devices: [...devices.values()], models: [...models.values()] };
+}
+
+function show(place, { devices, models }, price, carbon) {
   if (!devices.length) { replace(place, h("p", { class: "panel empty" }, t("energy.nothing"))); return; }
   const total = devices.reduce((sum, device) => sum + device.total_j, 0), kwh = total / 3.6e6;
   const tile = (name, value, unit) => h("div", { class: "panel tile" }, h("div", { class: "name" }, t(name)), h("div", { class: "value" }, value, h("span", { class: "unit" }, ` ${unit}`)));

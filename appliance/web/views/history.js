@@ -9,17 +9,18 @@ import { describe, severity } from "./events.js";
 
 const RANGES = { "1h": 3600, "6h": 6 * 3600, "24h": 86400, "7d": 7 * 86400, "30d": 30 * 86400, "1y": 365 * 86400 };
 const PANELS = [
-  { key: "temperature", unit: "°C", match: /^(gpu\.\d+|host\.cpu)\.temperature$|^gpu\.\d+\.memory\.temperature$|^thermal\./ },
-  { key: "power", unit: "W", match: /^gpu\.\d+\.power$|\.power\.|^gpu\.\d+\.power\.limit$/ },
-  { key: "clock", unit: "MHz", match: /^gpu\.\d+\.clock\.(graphics|sm|memory)$|\.clock$/ },
-  { key: "load", unit: "%", match: /^gpu\.\d+\.utilization$|^host\.cpu\.load$|^gpu\.\d+\.fan(\.\d+)?$/ },
-  { key: "memory", unit: "GB", scale: 1e-9, match: /^gpu\.\d+\.memory\.used$|^host\.memory\.(used|available)$|^process\.front\.rss$/ },
-  { key: "requests", unit: "1/s", match: /^requests\.rate$|^model\..*\.rate$/ },
-  { key: "latency", unit: "ms", scale: 1e-3, match: /^model\..*\.p99$|^requests\.p99$/ },
+  { key: "temperature", unit: "°C", match: /^gpu\.\d+\.temperature(\.memory)?$|^host\.temperature\.[^.]+$/ },
+  { key: "power", unit: "W", match: /^gpu\.\d+\.power(\.limit)?$|^host\.rail\..*\.power$/ },
+  { key: "clock", unit: "MHz", match: /^gpu\.\d+\.clock\.(graphics|sm|memory)$/ },
+  { key: "load", unit: "%", match: /^gpu\.\d+\.(utilization|fan\.\d+)$|^host\.cpu\.load$/ },
+  { key: "memory", unit: "GB", scale: 1e-9, match: /^gpu\.\d+\.memory\.used$|^host\.memory\.available$/ },
+  { key: "processes", unit: "MB", scale: 1e-6, match: /^process\..*\.rss$/ },
+  { key: "requests", unit: "1/s", match: /^requests\.rate$/ },
+  { key: "latency", unit: "ms", scale: 1e-3, match: /^requests\.p99$/ },
 ];
 const LANES = [["throttle", /^gpu\.\d+\.throttle$/], ["governor", /^governor\.level$/]];
 const LEVELS = ["NOMINAL", "WARM", "HOT", "CRITICAL"];
-const MARKED = /^(worker\.lost|model\.ready|governor\.level|gpu\.|xid|daemon\.|operator\.|sensor|memory\.leak|clock)/;
+const MARKED = /^(worker\.lost|governor\.level|gpu\.(xid|event)|daemon\.|finding\.raised|memory\.leak|engine\.gave_out)/;
 
 export function render(main, [range]) {
   const chosen = range in RANGES ? range : "1h";
@@ -30,13 +31,14 @@ export function render(main, [range]) {
   const state = { ended: false, window: null, drawn: false };
   const draw = async () => {
     try {
-      const names = Object.keys(store.snapshot?.readings ?? {}).concat(["governor.level", "requests.rate", "requests.p99"]);
+      const names = Object.keys(store.snapshot?.readings ?? {}).concat((store.snapshot?.gpus ?? []).map((gpu) => `gpu.${gpu.index}.throttle`), ["governor.level", "requests.rate", "requests.p99"]);
       const wanted = [...new Set(names.filter((name) => [...PANELS.map((panel) => panel.match), ...LANES.map(([, match]) => match)].some((match) => match.test(name))))];
       const since = state.window ? state.window[0] : Date.now() / 1000 - RANGES[chosen];
       const until = state.window ? state.window[1] : undefined;
-      const [series, past] = await Promise.all([api.history(wanted, Math.max(1, Date.now() / 1000 - since), until), api.pastEvents(Date.now() / 1000 - since).catch(() => ({ events: [] }))]);
+      const [answer, events] = await Promise.all([api.history(wanted, since, until), api.pastEvents(since).catch(() => [])]);
       if (state.ended) return;
-      await plot(place, series, past.events, chosen, state, draw);
+      const series = Object.fromEntries(Object.entries(answer.series).map(([name, columns]) => [name, { ...columns, time: answer.times, step_s: answer.tier_s > 1 ? answer.tier_s : answer.step_s }]));
+      await plot(place, series, events, chosen, state, draw);
     } catch (error) {
       if (!state.ended) replace(place, h("p", { class: "bad", role: "alert" }, error.message));
     }
@@ -48,13 +50,15 @@ export function render(main, [range]) {
   return () => { state.ended = true; clearInterval(timer); document.removeEventListener("theme", repaint); wait.then(() => globalThis.Plotly?.purge(place)); };
 }
 
-async function plot(place, document_, events, chosen, state, redraw) {
+async function plot(place, all, events, chosen, state, redraw) {
   const Plotly = await plotly();
-  const found = Object.entries(document_.series).filter(([, series]) => series.time.length);
+  const found = Object.entries(all).filter(([, series]) => series.mean.some((value) => value !== null));
   const panels = PANELS.map((panel) => ({ ...panel, lines: found.filter(([name]) => panel.match.test(name)) })).filter((panel) => panel.lines.length);
   const lanes = LANES.map(([key, match]) => ({ key, lines: found.filter(([name]) => match.test(name)) })).filter((lane) => lane.lines.length);
   if (!panels.length) { replace(place, h("p", { class: "empty" }, t("history.nothing"))); return; }
   if (!state.drawn) replace(place);
+  const pixels = 180 * panels.length + 50 * lanes.length + 60;
+  place.style.height = `${pixels + 34}px`;
   const heights = [...panels.map(() => 1), ...lanes.map(() => 0.22)], whole = heights.reduce((sum, height) => sum + height, 0), gap = 0.025;
   const traces = [], axes = {};
   let top = 1;
@@ -64,14 +68,14 @@ async function plot(place, document_, events, chosen, state, redraw) {
     top -= height + gap;
     axes[`yaxis${suffix}`] = part.match
       ? axis({ domain, title: { text: `${t(`panel.${part.key}`)} (${part.unit})`, font: { size: 11 } }, rangemode: part.key === "load" ? "tozero" : "normal" })
-      : axis({ domain, title: { text: t(`lane.${part.key}`), font: { size: 11 } }, range: [-0.5, 0.5], showticklabels: false, showgrid: false, zeroline: false });
+      : axis({ domain, title: { text: t(`lane.${part.key}`), font: { size: 11 } }, range: [0, 1], showticklabels: false, ticks: "", showgrid: false, zeroline: false });
     part.lines.forEach(([name, series], place_) => traces.push(...(part.match ? lines(name, series, part, place_, suffix) : [lane(name, series, part.key, suffix)])));
   });
   const bottom = heights.length > 1 ? `y${heights.length}` : "y";
   const span = found.flatMap(([, series]) => [series.time[0], series.time.at(-1)]);
   const marks = events.filter((event) => MARKED.test(event.topic) && Date.parse(event.time) / 1000 >= Math.min(...span)).slice(0, 60);
   await Plotly.react(place, traces, layout({
-    ...axes, height: 180 * panels.length + 50 * lanes.length + 60, uirevision: chosen,
+    ...axes, height: pixels, bargap: 0, uirevision: chosen,
     xaxis: axis({ type: "date", anchor: bottom, ...(state.window ? { range: state.window.map((second) => new Date(second * 1000)) } : {}) }),
     shapes: marks.map((event) => ({ type: "line", xref: "x", yref: "paper", x0: event.time, x1: event.time, y0: 0, y1: 1, line: { width: 1, dash: "dot", color: colour(severity(event)) } })),
     annotations: marks.slice(0, 25).map((event) => ({ x: event.time, y: 1, xref: "x", yref: "paper", text: "▼", hovertext: `${event.topic}: ${describe(event)}`, showarrow: false, yanchor: "bottom", font: { size: 9, color: colour(severity(event)) } })),
@@ -86,7 +90,7 @@ async function plot(place, document_, events, chosen, state, redraw) {
 }
 
 function label(name) {
-  const short = name.replace(/^gpu\.(\d+)\./, "");
+  const short = name.replace(/^gpu\.(\d+)\./, "").replace(/^host\.temperature\./, "").replace(/^process\.(.*)\.rss$/, "$1");
   const gpu = /^gpu\.(\d+)\./.exec(name)?.[1];
   const text = has(`reading.${short}`) ? t(`reading.${short}`) : short;
   return gpu === undefined ? text : `GPU ${gpu} ${text}`;
@@ -106,11 +110,13 @@ function lines(name, series, panel, place, suffix) {
   return found;
 }
 
+// A lane is a row of bars: one for each moment, coloured by how bad it was.
 function lane(name, series, key, suffix) {
-  const worst = key === "governor" ? 3 : 1;
-  const scale = key === "governor" ? [[0, colour("good")], [0.33, colour("notice")], [0.67, "#d9652b"], [1, colour("bad")]] : [[0, colour("soft")], [1, colour("bad")]];
+  const colours = key === "governor" ? [colour("good"), colour("notice"), "#d9652b", colour("bad")] : [colour("soft"), colour("bad")];
+  const worst = series.max.map((value) => (value === null ? null : Math.round(value)));
   return {
-    type: "heatmap", x: times(series), y: [0], z: [series.max], yaxis: `y${suffix}`, xaxis: "x", zmin: 0, zmax: worst, colorscale: scale, showscale: false, name: label(name),
-    hovertemplate: "%{text}<extra></extra>", text: [series.max.map((value) => (key === "governor" ? t(`level.${LEVELS[Math.round(value)] ?? "NOMINAL"}`) : value ? t("history.throttled") : t("history.not_throttled")))],
+    type: "bar", x: times(series), y: worst.map((value) => (value === null ? null : 1)), yaxis: `y${suffix}`, xaxis: "x", width: series.step_s * 1000, showlegend: false,
+    marker: { color: worst.map((value) => colours[value ?? 0]), line: { width: 0 } }, name: label(name), hovertemplate: "%{text}<extra></extra>", textposition: "none",
+    text: worst.map((value) => (key === "governor" ? t(`level.${LEVELS[value ?? 0]}`) : value ? t("history.throttled") : t("history.not_throttled"))),
   };
 }

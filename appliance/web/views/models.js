@@ -33,7 +33,7 @@ export function render(main, [chosen]) {
     drawList(list, shown, act, chosen);
     if (chosen) drawDetail(detail, shown, chosen);
   };
-  if (chosen) api.verification(chosen).then((report) => { shown.report = report; }, () => { shown.report = null; }).then(() => { shown.reportFor = chosen; draw(); });
+  if (chosen) api.verification(chosen).then((record) => { shown.report = record.report; }, () => { shown.report = null; }).then(() => { shown.reportFor = chosen; draw(); });
   refresh();
   const end = subscribe((what) => {
     if (what === "event" && /^(model|worker|operator)\./.test(store.events[0]?.topic ?? "")) refresh();

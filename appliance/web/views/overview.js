@@ -1,26 +1,30 @@
 // Is it healthy, in one glance and one sentence; the few numbers that matter; the models; what happened last.
 
+import * as api from "../api.js";
 import { h, replace, spark, table } from "../dom.js";
 import { health } from "../health.js";
 import { store, subscribe } from "../store.js";
-import { bytes, clock, duration, milliseconds, number, t } from "../text.js";
-import { line } from "./events.js";
+import { bytes, duration, milliseconds, number, t } from "../text.js";
+import { line, merged } from "./events.js";
 import { state } from "./models.js";
 
 const GPU_TILES = [["temperature", "°C"], ["power", "W"], ["memory.used", "bytes"], ["utilization", "%"]];
-const HOST_TILES = [["host.cpu.load", "%"], ["host.memory.available", "bytes"], ["host.cpu.temperature", "°C"]];
+const HOST_TILES = [["host.cpu.load", "%"], ["host.memory.available", "bytes"]];
 
 export function render(main) {
   const verdict = h("section", { class: "panel verdict", role: "status", "aria-live": "polite", id: "verdict" });
   const tiles = h("section", { class: "grid" }), models = h("section"), events = h("section");
   main.append(h("h1", { class: "quiet" }, t("nav.overview")), verdict, tiles,
     h("div", { class: "two" }, h("div", {}, h("h2", {}, t("nav.models")), models), h("div", {}, h("h2", {}, t("overview.recent")), events)));
+  let past = [];
   const draw = (what) => {
     if (!store.snapshot) { replace(verdict, h("p", {}, t("link.connecting"))); return; }
     if (what !== "event") { drawVerdict(verdict); drawTiles(tiles); drawModels(models); }
-    replace(events, store.events.length ? h("div", { class: "panel" }, store.events.slice(0, 8).map(line)) : h("p", { class: "empty" }, t("events.none_yet")));
+    const latest = merged(past).slice(0, 8);
+    if (!events.querySelector("details[open]")) replace(events, latest.length ? h("div", { class: "panel" }, latest.map(line)) : h("p", { class: "empty" }, t("events.none_yet")));
   };
   draw();
+  api.pastEvents(Date.now() / 1000 - 86400, 8).then((found) => { past = found; draw("event"); }, () => {});
   return subscribe(draw);
 }
 
@@ -42,22 +46,26 @@ function tile(name, value, unit, more, trail) {
 }
 
 function drawTiles(place) {
-  const { status, readings = {}, gpus = [], models } = store.snapshot;
+  const { status, readings = {}, gpus = [], models, processor_temperature: processor } = store.snapshot;
+  const [p99, p99Unit] = milliseconds(Math.max(0, ...models.map((model) => model.p99_us ?? 0))).split(" ");
   const found = [
     tile(t("tile.rate"), number(status.requests_per_s), t("unit.per_second"), t("tile.uptime", { uptime: duration(status.uptime_s) }), store.trail.get("requests_per_s")),
-    tile(t("tile.p99"), ...milliseconds(Math.max(0, ...models.map((model) => model.p99_us ?? 0))).split(" "), t("tile.p99_more"), store.trail.get("p99_us")),
+    tile(t("tile.p99"), p99, p99Unit, t("tile.p99_more"), store.trail.get("p99_us")),
   ];
+  for (const gpu of gpus.filter((one) => one.state !== "OK"))
+    found.push(h("div", { class: "panel tile" }, h("div", { class: "name" }, `GPU ${gpu.index} · ${gpu.name}`), h("div", { class: "value bad" }, gpu.state), h("div", { class: "more" }, gpu.action)));
   for (const gpu of gpus) for (const [what, unit] of GPU_TILES) {
     const name = `gpu.${gpu.index}.${what}`;
-    if (typeof readings[name] === "number") found.push(reading(name, `${t(`reading.${what}`)} · ${gpu.name}`, unit, readings[name]));
+    if (typeof readings[name] === "number") found.push(reading(name, `GPU ${gpu.index} · ${t(`reading.${what}`)}`, unit, readings[name], gpu.name));
   }
+  if (typeof processor === "number") found.push(tile(t("reading.processor_temperature"), number(processor), "°C", "", store.trail.get("processor_temperature")));
   for (const [name, unit] of HOST_TILES) if (typeof readings[name] === "number") found.push(reading(name, t(`reading.${name}`), unit, readings[name]));
   replace(place, found);
 }
 
-function reading(name, title, unit, value) {
+function reading(name, title, unit, value, more) {
   const [shown, shownUnit] = unit === "bytes" ? bytes(value).split(" ") : [number(value), unit];
-  return tile(title, shown, shownUnit, "", store.trail.get(name));
+  return tile(title, shown, shownUnit, more ?? "", store.trail.get(name));
 }
 
 function drawModels(place) {

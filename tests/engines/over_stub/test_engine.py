@@ -19,6 +19,7 @@ from appliance.engines.base import (
     EngineError,
     EngineOptions,
     EngineTensor,
+    OutOfMemoryError,
     OutputMismatchError,
 )
 from tests.engines.over_stub.conftest import Load
@@ -457,7 +458,7 @@ def test_a_device_that_went_away_is_a_device_fault(load: Load, stub: Stub, code:
 
 @pytest.mark.parametrize("code", [1, 2, 400, 600, 701, 720, 801, 900])
 def test_what_leaves_the_context_alive_is_no_device_fault(code: int) -> None:
-    assert type(cuda.failure("cuSomething", code)) is EngineError
+    assert type(cuda.failure("cuSomething", code)) is (OutOfMemoryError if code == 2 else EngineError)
 
 
 def test_a_code_of_a_newer_driver_is_an_error_with_its_number() -> None:

@@ -1,0 +1,274 @@
+"""The box's watch over itself: each snapshot of the sensors goes to the governor, the recorder, energy accounts and the status.
+
+Between the sensors, which only measure, and whoever acts or shows; it decides nothing. `daemon` makes and owns it; everything
+runs on the event loop. What changes (a finding, a throttle, a driver's event) becomes an event of the house.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from appliance.core import quantities as q
+from appliance.core.energy import UJ_PER_J, EnergyMeter, EnergyWindow, Usage
+from appliance.core.energy_sources import EnergySources
+from appliance.core.heat import processor_temperature, thermal_sample
+from appliance.core.memory_budget import HOST
+from appliance.core.readings import Finding, Gpu, Severity, Snapshot
+from appliance.core.thermal import ThermalSample
+from appliance.lifecycle.memory import resident_bytes
+from appliance.lifecycle.model_version import ModelVersion
+from appliance.observability.events import EventBus
+from appliance.sensors.monitor import Monitor
+from appliance.sensors.nvml_events import DriverEvent
+
+log = logging.getLogger(__name__)
+
+ENERGY_WINDOW_S = 5.0
+RECORD_S = 0.95
+"""Samples may come ten times a second; the record has one a second."""
+
+NOT_RECORDED = frozenset(
+    row.template
+    for row in (
+        q.GPU_SHUTDOWN, q.GPU_SLOWDOWN, q.GPU_MEMORY_MAX, q.GPU_MAX, q.GPU_CLOCK_SM_MAX, q.GPU_MEMORY_TOTAL,
+        q.GPU_PCIE_GENERATION_MAX, q.GPU_PCIE_WIDTH_MAX, q.MEMORY_TOTAL, q.DISK_TOTAL, q.HOST_CRITICAL, q.RAPL_RANGE,
+    )
+)  # fmt: skip
+"""Constants of the hardware: the status has them, and a year of them tells nobody anything."""
+
+FIGURES = {"governor.level": "", "requests.rate": "1/s", "requests.p99": "us"}
+"""What is recorded beside the sensors' readings. And `gpu.N.throttle`: 1 while anything slows its clocks."""
+
+
+class Record(Protocol):
+    """The recorder, as far as this needs it."""
+
+    def record_sample(self, wall: float, monotonic: float, values: Mapping[str, float]) -> None:
+        """See `Recorder.record_sample`."""
+
+    def record_energy(self, window: EnergyWindow) -> None:
+        """See `Recorder.record_energy`."""
+
+
+class Judge(Protocol):
+    """The governor, as far as this needs it."""
+
+    def observe(self, sample: ThermalSample) -> None:
+        """See `Governor.observe`."""
+
+
+class Health:
+    """See the module. `attach` when there are models to look after; `document` is its part of the status document."""
+
+    def __init__(self, monitor: Monitor, events: EventBus, *, governor: Judge | None, record: Record | None) -> None:
+        self.energy: dict[tuple[str, str, str], int] = {}
+        self._monitor = monitor
+        self._events = events
+        self._governor = governor
+        self._record = record
+        self._generations: Callable[[], Iterable[ModelVersion]] = tuple
+        self._figures: Callable[[], dict[str, float]] = dict
+        self._meter = EnergyMeter()
+        self._sources = EnergySources()
+        self._energy_due_s = self._record_due_s = 0.0
+        self._findings: dict[tuple[str, str], Finding] = {}
+        self._throttle: dict[int, tuple[str, ...]] = {}
+        monitor.subscribe(self.take)
+        monitor.on_event(self._driver_event)
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """The last snapshot."""
+        return self._monitor.latest
+
+    def attach(
+        self, generations: Callable[[], Iterable[ModelVersion]], figures: Callable[[], dict[str, float]]
+    ) -> None:
+        """Whose energy is accounted, and which figures of the serving are recorded (see FIGURES)."""
+        self._generations = generations
+        self._figures = figures
+
+    def processes(self) -> dict[str, int]:
+        """Our processes by name, for the sensors."""
+        found = {"front": os.getpid()}
+        for version in self._generations():
+            if version.scheduler is not None:
+                for instance in version.scheduler.instances.values():
+                    found[f"worker:{version.name}:{version.version}:{instance.number}"] = instance.link.pid
+        return found
+
+    # --- a snapshot -------------------------------------------------------------------------------------------------------
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Hand a snapshot on."""
+        if self._governor is not None:
+            self._governor.observe(thermal_sample(snapshot))
+        self._tell_findings(snapshot.findings)
+        self._tell_throttle(snapshot.gpus)
+        if snapshot.monotonic_s >= self._energy_due_s:
+            self._energy_due_s = snapshot.monotonic_s + ENERGY_WINDOW_S
+            self._account(snapshot)
+        if self._record is not None and snapshot.monotonic_s >= self._record_due_s:
+            self._record_due_s = snapshot.monotonic_s + RECORD_S
+            self._record.record_sample(snapshot.wall_s, snapshot.monotonic_s, self._values(snapshot))
+
+    def _values(self, snapshot: Snapshot) -> dict[str, float]:
+        """What is recorded of it."""
+        found = {}
+        for name, reading in snapshot.readings.items():
+            row = q.quantity_of(name)
+            if reading.value is not None and row is not None and row[0].template not in NOT_RECORDED:
+                found[name] = reading.value
+        for gpu in snapshot.gpus:
+            found[f"gpu.{gpu.index}.throttle"] = float(bool(gpu.throttle))
+        return found | self._figures()
+
+    def _tell_findings(self, findings: Iterable[Finding]) -> None:
+        """An event when one comes, gets worse or better, and when it goes."""
+        now = {(finding.code, finding.subject): finding for finding in findings}
+        for key, finding in now.items():
+            before = self._findings.get(key)
+            if before is None or before.severity is not finding.severity:
+                self._publish(finding)
+        for (code, subject), finding in self._findings.items():
+            if (code, subject) not in now:
+                log.info("finding.cleared", extra={"fields": {"code": code, "subject": subject}})
+                self._events.publish("finding.cleared", code=code, subject=subject, message=finding.message)
+        self._findings = now
+
+    def _publish(self, finding: Finding) -> None:
+        fields = {
+            "code": finding.code,
+            "subject": finding.subject,
+            "message": finding.message,
+            "action": finding.action,
+            "severity": "error" if finding.severity is Severity.CRITICAL else str(finding.severity),
+        }
+        level = logging.ERROR if finding.severity is Severity.CRITICAL else logging.WARNING
+        log.log(level, "finding.raised", extra={"fields": fields})
+        self._events.publish("finding.raised", **fields)
+
+    def _tell_throttle(self, gpus: Iterable[Gpu]) -> None:
+        for gpu in gpus:
+            before = self._throttle.get(gpu.index, ())
+            if set(before) != set(gpu.throttle):
+                severity = "warning" if gpu.throttle else "info"
+                self._events.publish("gpu.throttle", gpu=gpu.index, reasons=list(gpu.throttle), severity=severity)
+            self._throttle[gpu.index] = gpu.throttle
+
+    def _driver_event(self, event: DriverEvent) -> None:
+        row = event.xid
+        fields: dict[str, Any] = {"gpu": event.gpu, "kind": event.kind, "data": event.data}
+        if row is not None:
+            fields |= {"meaning": row.meaning, "action": row.action}
+        if event.suppressed:
+            fields["suppressed"] = event.suppressed
+        log.error("gpu.event", extra={"fields": fields})
+        self._events.publish("gpu.xid" if event.kind == "xid" else "gpu.event", **fields, severity="error")
+
+    # --- energy -----------------------------------------------------------------------------------------------------------
+
+    def _account(self, snapshot: Snapshot) -> None:
+        usage: dict[str, dict[str, Usage]] = {}
+        for version in self._generations():
+            batches = version.statistics.batches.values()
+            busy_s = sum(batch.compute_infer.ns for batch in batches) / 1e9
+            name = f"{version.name}:{version.version}"
+            usage.setdefault(device_of(version), {})[name] = Usage(busy_s, version.statistics.inference_count)
+        for device, reading in self._sources.readings(snapshot).items():
+            window = self._meter.observe(snapshot.monotonic_s, device, reading, usage.get(device, {}))
+            if window is not None:
+                self._count(window)
+                if self._record is not None:
+                    self._record.record_energy(window)
+
+    def _count(self, window: EnergyWindow) -> None:
+        """Sums since the start, in microjoules by (device, part, model), for the metrics."""
+        parts = [("idle", "", window.idle_uj), ("unattributed", "", window.unattributed_uj)]
+        parts += [("active", share.model, share.active_uj) for share in window.models]
+        for part, model, amount in parts:
+            key = (window.device, part, model)
+            self.energy[key] = self.energy.get(key, 0) + amount
+
+    # --- what others ask --------------------------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """Readings by name (None where one is missing), GPUs and findings, for the status document."""
+        snapshot = self._monitor.latest
+        if snapshot is None:
+            return {"readings": {}, "gpus": [], "findings": []}
+        return {
+            "readings": {name: reading.value for name, reading in snapshot.readings.items()},
+            "processor_temperature": processor_temperature(snapshot),
+            "gpus": [
+                {
+                    "index": gpu.index,
+                    "name": gpu.name,
+                    "uuid": gpu.uuid,
+                    "state": str(gpu.state),
+                    "reason": gpu.reason,
+                    "action": gpu.action,
+                    "throttle": list(gpu.throttle),
+                    "integrated": gpu.integrated,
+                }
+                for gpu in snapshot.gpus
+            ],
+            "findings": [
+                {
+                    "code": finding.code,
+                    "subject": finding.subject,
+                    "severity": "error" if finding.severity is Severity.CRITICAL else str(finding.severity),
+                    "text": finding.message,
+                    "fix": finding.action,
+                }
+                for finding in snapshot.findings
+            ],
+        }
+
+    def hottest(self) -> float | None:
+        """The hottest GPU, or else the processor, in °C; None if nothing tells."""
+        snapshot = self._monitor.latest
+        if snapshot is None:
+            return None
+        temperatures = [snapshot.value(q.GPU_TEMPERATURE.name(gpu.index)) for gpu in snapshot.gpus]
+        known = [temperature for temperature in temperatures if temperature is not None]
+        return max(known) if known else processor_temperature(snapshot)
+
+    def gpu_capacity(self, reserve_mb: int) -> dict[str, int]:
+        """What models may take of each GPU with memory of its own: what is free now, less the reserve, in bytes."""
+        snapshot = self._monitor.latest
+        found = {}
+        for gpu in snapshot.gpus if snapshot is not None else ():
+            assert snapshot is not None
+            free = snapshot.value(q.GPU_MEMORY_FREE.name(gpu.index))
+            if free is not None and not gpu.integrated:
+                found[f"gpu:{gpu.index}"] = max(0, int(free) - (reserve_mb << 20))
+        return found
+
+    def measure(self, pids: Iterable[int]) -> dict[str, int]:
+        """What processes hold, in bytes: resident on the host, and on each GPU where the driver says so."""
+        wanted = set(pids)
+        found = resident_bytes(wanted)
+        snapshot = self._monitor.latest
+        for gpu in snapshot.gpus if snapshot is not None else ():
+            held = [process.memory_bytes for process in gpu.processes if process.pid in wanted]
+            known = [nbytes for nbytes in held if nbytes is not None]
+            if known and not gpu.integrated:
+                found[f"gpu:{gpu.index}"] = sum(known)
+        return found
+
+
+def device_of(version: ModelVersion) -> str:
+    """On whose energy account a version runs: "gpu:1", or "host"."""
+    device = version.manifest.device
+    if device == "cpu" or version.provider == "CPUExecutionProvider":
+        return HOST
+    return f"gpu:{device.partition(':')[2] or '0'}"
+
+
+def joules(energy: Mapping[tuple[str, str, str], int]) -> dict[tuple[str, str, str], float]:
+    """The same sums in joules."""
+    return {key: amount / UJ_PER_J for key, amount in energy.items()}
