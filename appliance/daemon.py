@@ -141,7 +141,7 @@ class Daemon:
         self._leaks = LeakWatch(
             self._manager.generations, events, SlopePolicy(limit_bytes_per_h=config.memory.leak_mb_per_h * (1 << 20))
         )
-        metrics = self._measure(self._service)
+        metrics = self._measure(self._service, health)
         names = self._manager.start()
         if config.http.enabled:
             from appliance.transports.http import HttpTransport
@@ -188,11 +188,13 @@ class Daemon:
         if sys.stderr.isatty():
             self._greet()
 
-    def _measure(self, service: Service) -> Metrics:
+    def _measure(self, service: Service, health: Health) -> Metrics:
         """What `/metrics` reads, as far as it exists; the faces are added when they listen."""
         from appliance.observability.metrics import Metrics
 
         metrics = Metrics(service)
+        metrics.readings = lambda: health.latest
+        metrics.energy = health.energy
         governor, recorder = self._governor, self._recorder
         if governor is not None:
             metrics.governor = lambda: governor.judgement

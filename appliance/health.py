@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from appliance.core import quantities as q
-from appliance.core.energy import UJ_PER_J, EnergyMeter, EnergyWindow, Usage
+from appliance.core.energy import EnergyMeter, EnergyWindow, Usage
 from appliance.core.energy_sources import EnergySources
 from appliance.core.heat import processor_temperature, thermal_sample
 from appliance.core.memory_budget import HOST
@@ -20,6 +20,7 @@ from appliance.core.readings import Finding, Gpu, Severity, Snapshot
 from appliance.core.thermal import ThermalSample
 from appliance.lifecycle.memory import resident_bytes
 from appliance.lifecycle.model_version import ModelVersion
+from appliance.observability.energy_totals import EnergyTotals
 from appliance.observability.events import EventBus
 from appliance.sensors.monitor import Monitor
 from appliance.sensors.nvml_events import DriverEvent
@@ -64,7 +65,7 @@ class Health:
     """See the module. `attach` when there are models to look after; `document` is its part of the status document."""
 
     def __init__(self, monitor: Monitor, events: EventBus, *, governor: Judge | None, record: Record | None) -> None:
-        self.energy: dict[tuple[str, str, str], int] = {}
+        self.energy = EnergyTotals()
         self._monitor = monitor
         self._events = events
         self._governor = governor
@@ -181,17 +182,9 @@ class Health:
         for device, reading in self._sources.readings(snapshot).items():
             window = self._meter.observe(snapshot.monotonic_s, device, reading, usage.get(device, {}))
             if window is not None:
-                self._count(window)
+                self.energy.add(window)
                 if self._record is not None:
                     self._record.record_energy(window)
-
-    def _count(self, window: EnergyWindow) -> None:
-        """Sums since the start, in microjoules by (device, part, model), for the metrics."""
-        parts = [("idle", "", window.idle_uj), ("unattributed", "", window.unattributed_uj)]
-        parts += [("active", share.model, share.active_uj) for share in window.models]
-        for part, model, amount in parts:
-            key = (window.device, part, model)
-            self.energy[key] = self.energy.get(key, 0) + amount
 
     # --- what others ask --------------------------------------------------------------------------------------------------
 
@@ -221,7 +214,7 @@ class Health:
                     "code": finding.code,
                     "subject": finding.subject,
                     "severity": "error" if finding.severity is Severity.CRITICAL else str(finding.severity),
-                    "text": finding.message,
+                    "text": f"{_words(finding.subject)}: {finding.message}",
                     "fix": finding.action,
                 }
                 for finding in snapshot.findings
@@ -261,14 +254,15 @@ class Health:
         return found
 
 
+def _words(subject: str) -> str:
+    """A finding's subject as people say it: "GPU 0", "host"."""
+    kind, _, index = subject.partition(".")
+    return f"GPU {index}" if kind == "gpu" and index else subject
+
+
 def device_of(version: ModelVersion) -> str:
     """On whose energy account a version runs: "gpu:1", or "host"."""
     device = version.manifest.device
     if device == "cpu" or version.provider == "CPUExecutionProvider":
         return HOST
     return f"gpu:{device.partition(':')[2] or '0'}"
-
-
-def joules(energy: Mapping[tuple[str, str, str], int]) -> dict[tuple[str, str, str], float]:
-    """The same sums in joules."""
-    return {key: amount / UJ_PER_J for key, amount in energy.items()}

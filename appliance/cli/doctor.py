@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import socket
@@ -200,6 +201,72 @@ def _providers(patient: Patient) -> Iterator[Finding]:
             yield Finding("providers", "good", f"{device} loads")
 
 
+GPU_SCRIPT = """
+import json, pynvml
+from appliance.sensors.nvml import NvmlSampler
+import time
+part = NvmlSampler().sample(time.monotonic())
+found = {"gpus": [], "findings": [[one.severity, one.message, one.action] for one in part.findings]}
+for gpu in part.gpus:
+    told = {"index": gpu.index, "name": gpu.name, "state": gpu.state, "action": gpu.action, "throttled_s": {}}
+    for name, reading in part.readings.items():
+        if name.startswith(f"gpu.{gpu.index}.throttled.") and reading.value:
+            told["throttled_s"][name.rpartition(".")[2]] = reading.value
+    try:
+        told["persistent"] = bool(pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(gpu.index)))
+    except (pynvml.NVMLError, AttributeError):
+        told["persistent"] = None
+    found["gpus"].append(told)
+print(json.dumps(found))
+"""
+THROTTLED_S = 60.0
+"""Less than that since the driver was loaded is a moment, not a habit."""
+
+
+def _gpus(_patient: Patient) -> Iterator[Finding]:
+    """NVIDIA's driver, asked in a process of its own, which may hang: library and module, persistence mode, throttling since
+    the driver was loaded.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603  our own interpreter and words
+            [sys.executable, "-c", GPU_SCRIPT], capture_output=True, text=True, timeout=PROBE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding(
+            "GPU", "error", f"NVIDIA's driver does not answer within {PROBE_S:g} s: it hangs", "reboot the box"
+        )
+        return
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        yield Finding("GPU", "warning", f"cannot be looked at: {last}", "report this")
+        return
+    found = json.loads(done.stdout)
+    for severity, message, action in found["findings"]:
+        grade: Grade = "error" if severity == "critical" else "warning" if severity == "warning" else "note"
+        yield Finding("GPU", grade, message, action)
+    if not found["gpus"] and not found["findings"]:
+        yield Finding("GPU", "note", "no NVIDIA GPU or driver on this box")
+    for gpu in found["gpus"]:
+        yield from _gpu(gpu)
+
+
+def _gpu(gpu: dict[str, Any]) -> Iterator[Finding]:
+    name = f"GPU {gpu['index']}"
+    if gpu["state"] == "OK":
+        yield Finding(name, "good", gpu["name"])
+    if gpu["persistent"] is False:
+        text = (
+            "persistence mode is off: the driver unloads when nobody uses the GPU, and the first request waits for it"
+        )
+        yield Finding(name, "warning", text, "systemctl enable --now nvidia-persistenced")
+    worst = {kind: seconds for kind, seconds in gpu["throttled_s"].items() if seconds >= THROTTLED_S}
+    if worst:
+        told = ", ".join(f"{kind.replace('_', ' ')} {seconds:.0f} s" for kind, seconds in sorted(worst.items()))
+        text = f"slowed since the driver was loaded: {told}"
+        fix = "better cooling or a higher power limit; `appliance history` shows when"
+        yield Finding(name, "warning", text, fix)
+
+
 def _disk(patient: Patient) -> Iterator[Finding]:
     from appliance.lifecycle.compilation import engines_path
 
@@ -286,6 +353,10 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     text = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
     if resident:
         text += f", workers hold {resident / 1e9:.1f} GB"
+    reserve = patient.config.memory.host_reserve_mb << 20
+    if reserve > memory.total // 2:
+        fix = f"memory.host_reserve_mb is {patient.config.memory.host_reserve_mb}"
+        yield Finding("memory", "error", "more than half of the memory is kept from the models", fix)
     arenas = patient.config.workers.max_arena_bytes
     low = memory.available < max(arenas, memory.total * LOW_DISK_SHARE)
     fix = "unload a model, or lower workers.max_arena_bytes"
@@ -344,6 +415,7 @@ CHECKS: tuple[Check, ...] = (
     _packages,
     _telemetry,
     _providers,
+    _gpus,
     _permissions,
     _engines,
     _disk,

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from appliance.core import quantities as q
 from appliance.core.readings import Finding, Gpu, GpuState, Part, Reading, Severity, Snapshot, missing
+from appliance.sensors import fans
 from appliance.sensors.base import Sampler
 from appliance.sensors.board import BoardSampler
 from appliance.sensors.host import HostSampler
@@ -134,7 +135,7 @@ class Monitor:
             duration_s=now - started,
             readings=readings,
             gpus=gpus,
-            findings=(*findings, *self._xids.values(), *self._storms()),
+            findings=(*findings, *self._xids.values(), *self._storms(), *fans.stopped(readings, gpus)),
         )
         return self.latest
 

@@ -19,7 +19,7 @@ import pytest
 
 from appliance.cli.connection import Appliance
 from tests.e2e.house import LONG_S, House
-from tests.fakes.nvml import LOST, StubNvml
+from tests.fakes.nvml import LOST, MISMATCH, StubNvml
 
 pytestmark = pytest.mark.skipif(bool(StubNvml.missing()), reason=StubNvml.missing())
 
@@ -67,7 +67,7 @@ def finding(code: str) -> Callable[[dict[str, Any]], bool]:
     return lambda document: any(found["code"] == code for found in document["findings"])
 
 
-def command(house: House, *arguments: str) -> tuple[int, str]:
+def command(house: House, *arguments: str, **environment: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "appliance", *arguments],
         capture_output=True,
@@ -75,7 +75,7 @@ def command(house: House, *arguments: str) -> tuple[int, str]:
         timeout=LONG_S,
         check=False,
         cwd=house.folder,
-        env={**os.environ, "APPLIANCE_URL": house.http, "APPLIANCE_CONFIG": str(house.config)},
+        env={**os.environ, "APPLIANCE_URL": house.http, "APPLIANCE_CONFIG": str(house.config), **environment},
     )
     return done.returncode, done.stdout
 
@@ -203,3 +203,50 @@ def test_readings_are_recorded_and_energy_adds_up_to_the_counter(watched: House,
     history = Appliance(watched.http).get("/v2/appliance/history?names=gpu.0.temperature,requests.rate&since=0")
     assert 61.0 in history["series"]["gpu.0.temperature"]["mean"]
     assert any(value is not None for value in history["series"]["requests.rate"]["mean"])
+
+
+def test_a_fan_that_stands_still_on_a_hot_card_is_told_and_forgotten(watched: House, gpu: StubNvml) -> None:
+    until(watched, lambda document: bool(document["gpus"]))
+    gpu.set("0.fan.0", 0)
+    gpu.set("0.temperature", 78)
+    document = until(watched, finding("gpu-fan-stopped"))
+    assert any("GPU 0: a fan stands still at 78" in found["text"] for found in document["findings"])
+    code, said = command(watched, "check")
+    assert (code, "fan stands still" in said) == (1, True)
+    gpu.set("0.fan.0", 60)
+    until(watched, lambda found: not finding("gpu-fan-stopped")(found))
+
+
+def test_a_driver_that_was_upgraded_underneath_is_told_before_anything_is_served_from_it(
+    house: House, gpu: StubNvml
+) -> None:
+    gpu.set("init", MISMATCH)
+    house.loopback("echo", shape="4")
+    house.environment = gpu.environment()
+    house.start()
+    document = until(house, finding("driver-mismatch"))
+    assert document["status"]["ready"], "what needs no GPU serves"
+    told = next(found for found in document["findings"] if found["code"] == "driver-mismatch")
+    assert "eboot" in told["fix"]
+    code, said = command(house, "doctor", "--json")
+    assert code == 1
+    assert any(entry["check"] == "hardware" and entry["grade"] == "error" for entry in json.loads(said))
+    gpu.unset("init")
+    until(house, lambda found: not finding("driver-mismatch")(found))
+
+
+def test_a_chip_that_shares_the_hosts_memory_reports_the_hosts(house: House, gpu: StubNvml) -> None:
+    gpu.card(0, name="NVIDIA GB10")
+    gpu.unset("0.memory.total", "0.memory.used", "0.memory.reserved")
+    house.loopback("echo", shape="4")
+    house.environment = gpu.environment()
+    house.start()
+    document = until(house, lambda found: found["readings"].get("gpu.0.memory.total") is not None)
+    assert document["gpus"][0]["integrated"]
+    assert document["readings"]["gpu.0.memory.total"] == document["readings"]["host.memory.total"]
+
+
+def test_doctor_looks_at_the_gpu_itself(watched: House, gpu: StubNvml) -> None:
+    _, said = command(watched, "doctor", "--json", **gpu.environment())
+    told = [entry["text"] for entry in json.loads(said) if entry["check"] == "GPU 0"]
+    assert told[0] == "NVIDIA RTX 4000 SFF Ada Generation"
