@@ -111,12 +111,12 @@ def _line(row: Mapping[str, Any], across: Scale, up: Scale) -> str:
 
 
 def _legend(rows: list[Mapping[str, Any]]) -> list[str]:
-    """At the lower right, where nothing is measured: few settings answer much within little time."""
+    """At the upper right, where hardly anything lies: settings that answer much answer soon."""
     named = [(("other", "now", "best")[_rank(row)], row["name"]) for row in rows if _rank(row)]
     entries = [*named, ("other", "other settings")]
     parts = []
-    for index, (kind, name) in enumerate(reversed(entries)):
-        y = HEIGHT - FOOT - 12 - 18 * index
+    for index, (kind, name) in enumerate(entries):
+        y = 40 + 18 * index
         words = {"now": f"{name} (present)", "best": f"{name} (chosen)"}.get(kind, name)
         x = WIDTH - RIGHT - 10
         parts.append(f'<g class="{kind}"><circle cx="{x}" cy="{y - 4}" r="5"/></g>')
