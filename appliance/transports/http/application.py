@@ -23,21 +23,18 @@ from appliance.core.request import InferenceRequest, InferenceResponse, ModelNam
 from appliance.core.tensor import Buffer
 from appliance.protocols import kserve
 from appliance.protocols.kserve_binary import Limits, ReplyFormat, decode_infer, encode_infer
-from appliance.transports.http import compression, pages
+from appliance.transports.http import compression, pages, streams
 from appliance.transports.http.exchange import JSON_HEAD, Exchange
 from appliance.transports.http.origin import check_origin
 from appliance.transports.http.records import RecordRoutes
 
 if TYPE_CHECKING:
-    from appliance.service import Event, InferenceService, Records, Ticket
+    from appliance.service import InferenceService, Records, Ticket
 
 log = logging.getLogger(__name__)
 
 METRICS_HEAD = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 BINARY_HEAD = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"
-LINES_TYPE = "application/x-ndjson"
-STREAM_TYPE = "text/event-stream"
-STREAM_INTERVAL_S = 1.0
 
 KNOWN_PATHS = 1024
 """Paths whose meaning is remembered; clients use a handful."""
@@ -49,7 +46,6 @@ MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|re
 VERIFICATION_PATH = re.compile(r"/v2/appliance/models/([^/]+)(?:/versions/([0-9]+))?/verification")
 REPOSITORY_PATH = re.compile(r"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))")
 MEMORY_PATH = re.compile(r"/v2/(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(status|register|unregister)")
-LIMIT_QUERY = re.compile(r"[?&]limit=([0-9]{1,9})(?:&|$)")
 AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://[^/?]*", re.IGNORECASE)
 
 Handler = Callable[[Exchange, "Route"], None]
@@ -338,27 +334,14 @@ class HttpApplication:
         self._spawn(exchange, run(), "http-verification")
 
     def _events(self, exchange: Exchange, route: Route) -> None:
-        """Events as JSON lines, from now on, until the client goes, falls behind or has the number that it asked for."""
-        if exchange.method == "HEAD":
-            exchange.reply(200, [], f"Content-Type: {LINES_TYPE}\r\n".encode())
-            return
-        if RecordRoutes.wants_events(exchange.path):
+        """What happens, from now on; or, if the query asks for it, what was recorded."""
+        if exchange.method != "HEAD" and RecordRoutes.wants_events(exchange.path):
             self._recorded(exchange, msgspec.structs.replace(route, action="events"))
-            return
-        match = LIMIT_QUERY.search(exchange.path)
-        left = int(match[1]) if match else 0
-        write = exchange.begin_stream(LINES_TYPE)
+        else:
+            streams.lines(exchange, self._service)
 
-        def tell(event: Event) -> None:
-            nonlocal left
-            keeps_up = write(msgspec.json.encode(event) + b"\n")
-            left -= 1
-            if left == 0 or not keeps_up:
-                end()
-                exchange.close_stream()
-
-        end = self._service.subscribe(tell)
-        exchange.on_gone = end
+    def _stream(self, exchange: Exchange, route: Route) -> None:
+        streams.page(exchange, self._service)
 
     def _page(self, exchange: Exchange, route: Route) -> None:
         file = self._pages.kept(route.action)
@@ -370,37 +353,6 @@ class HttpApplication:
             pages.send(exchange, await asyncio.to_thread(self._pages.read, route.action))
 
         self._spawn(exchange, read(), "http-page")
-
-    def _stream(self, exchange: Exchange, route: Route) -> None:
-        """Server-sent events for the page: a snapshot at once and every second, and every event, until the client goes.
-
-        A client that falls behind is hung up on; browsers come again by themselves.
-        """
-        if exchange.method == "HEAD":
-            exchange.reply(200, [], f"Content-Type: {STREAM_TYPE}\r\n".encode())
-            return
-        write = exchange.begin_stream(STREAM_TYPE)
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle | None = None
-
-        def end() -> None:
-            leave()
-            if timer is not None:
-                timer.cancel()
-
-        def send(kind: bytes, document: Any) -> None:
-            if not write(b"event: %b\ndata: %b\n\n" % (kind, msgspec.json.encode(document))):
-                end()
-                exchange.close_stream()
-
-        def tick() -> None:
-            nonlocal timer
-            timer = loop.call_later(STREAM_INTERVAL_S, tick)
-            send(b"snapshot", self._service.snapshot())
-
-        leave = self._service.subscribe(lambda event: send(b"event", event))
-        exchange.on_gone = end
-        tick()
 
     def _recorded(self, exchange: Exchange, route: Route) -> None:
         """A question to the recorder: it reads a file, so a thread asks."""
