@@ -17,7 +17,7 @@ UJ_PER_J = 1_000_000
 
 
 class Total(msgspec.Struct, frozen=True):
-    """`part` is idle, unattributed or active; `model` is empty but in the parts of models."""
+    """`part` is idle, unattributed or active; `model` ("name:version") is empty but in the parts of models."""
 
     device: str
     source: str

@@ -76,7 +76,7 @@ MODEL_ENERGY = Family(
     "appliance_model_energy_joules_total",
     "counter",
     "The active part of the energy, by model",
-    ("device", "source", "estimated", "model"),
+    ("device", "source", "estimated", "model", "version"),
 )
 
 RECORDER_OK = Family("appliance_recorder_ok", "gauge", "1: the flight recorder records; 0: see `appliance status`")
@@ -146,7 +146,8 @@ def collect_energy(totals: Iterable[Total], sheet: Sheet) -> None:
     for total in totals:
         labels = (total.device, total.source, str(total.estimated).lower())
         if total.model:
-            sheet.add(MODEL_ENERGY, total.joules, *labels, total.model)
+            model, _, version = total.model.rpartition(":")
+            sheet.add(MODEL_ENERGY, total.joules, *labels, model, version)
         else:
             sheet.add(ENERGY, total.joules, *labels, total.part)
 

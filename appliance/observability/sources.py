@@ -128,7 +128,7 @@ class EnergyShare(Protocol):
 
     @property
     def model(self) -> str:
-        """The model's name."""
+        """Its "name:version"."""
 
     @property
     def active_uj(self) -> int:

@@ -93,6 +93,9 @@ def test_prometheus_scrapes_it_and_answers_queries_about_it(house: House, promet
     )
     assert prometheus.value("appliance_recorder_ok") == 1
     assert prometheus.value("appliance_governor_level") == 0
+    assert prometheus.value("appliance_host_memory_total_bytes") > 1 << 28
+    assert prometheus.value("nv_cpu_memory_used_bytes") > 1 << 20
+    assert prometheus.value("appliance_readings_age_seconds") < 30
     (target,) = prometheus.get("targets")["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]

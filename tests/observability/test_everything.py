@@ -19,7 +19,8 @@ from appliance.observability.energy_totals import EnergyTotals
 from appliance.observability.families import Family, Sheet, plain
 from appliance.observability.metrics import FAMILIES, Metrics
 from appliance.observability.metrics_house import ZMQ
-from appliance.observability.metrics_readings import COLUMNS
+from appliance.observability.metrics_readings import COLUMNS, THROTTLE_REASONS
+from appliance.sensors.nvml_tables import THROTTLE
 from appliance.transports.zmq.counters import Counters
 from tests.observability import populated
 
@@ -101,10 +102,13 @@ def test_energy_is_split_by_part_and_model_and_nothing_is_lost() -> None:
     made.energy = totals
     found = samples(made)
     device = 'device="gpu:0",source="nvml",estimated="false"'
-    parts = {part: found[f'appliance_energy_joules_total{{{device},part="{part}"}}'] for part in ("idle", "active")}
-    assert parts == {"idle": 60, "active": 90.75}
-    models = [value for series, value in found.items() if series.startswith("appliance_model_energy_joules_total")]
-    assert sum(models) == pytest.approx(parts["active"])
+    parts = {
+        part: found[f'appliance_energy_joules_total{{{device},part="{part}"}}']
+        for part in ("idle", "unattributed", "active")
+    }
+    assert parts == {"idle": 60, "unattributed": 4.5, "active": 90.75}
+    assert found[f'appliance_model_energy_joules_total{{{device},model="digits",version="3"}}'] == 90
+    assert found[f'appliance_model_energy_joules_total{{{device},model="defects",version="1"}}'] == 0.75
 
 
 def test_the_recorder_and_its_last_commit() -> None:
@@ -150,6 +154,10 @@ def test_a_ready_version_without_a_worker_is_not_ready() -> None:
 
 def test_every_counter_of_the_zeromq_face_has_a_metric() -> None:
     assert set(ZMQ) == set(msgspec.structs.asdict(Counters()))
+
+
+def test_the_throttle_reasons_are_those_of_the_sensors() -> None:
+    assert set(THROTTLE_REASONS) == {name for _, name in THROTTLE}
 
 
 TEXT = st.text(max_size=12)
