@@ -30,18 +30,7 @@ async def run(
     order: Order, on_percent: Callable[[str, float], None], *, time_budget_s: float, memory_limit_mb: int = 0
 ) -> Result:
     """Do one job; its result. BuildError if it failed, was killed, or ran over its budget; cancelled with the task."""
-    process = await asyncio.create_subprocess_exec(
-        *await SCOPES.command(memory_limit_mb),
-        sys.executable,
-        "-m",
-        "appliance.building.job",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        limit=LINE_BYTES,
-        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
-    )
+    process = await _spawn(memory_limit_mb)
     assert process.stderr is not None
     errors = asyncio.create_task(_tail(process.stderr), name="build-stderr")
     try:
@@ -59,6 +48,30 @@ async def run(
     if result.error:
         raise BuildError(result.error)
     return result
+
+
+async def _spawn(memory_limit_mb: int) -> asyncio.subprocess.Process:
+    """Start the process. Who is cancelled meanwhile waits for it and ends it: it may have been started already."""
+    spawning = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *await SCOPES.command(memory_limit_mb),
+            sys.executable,
+            "-m",
+            "appliance.building.job",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=LINE_BYTES,
+            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+        ),
+        name="build-spawn",
+    )
+    try:
+        return await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        await _end(await spawning)
+        raise
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

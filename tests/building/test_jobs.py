@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+import uvloop
 
 from appliance.building import jobs, keys
 from appliance.building.orders import BuildError, BuildOrder, CheckOrder, Outcome, ProbeOrder, Target, wanted_engine
@@ -188,6 +189,24 @@ async def test_a_file_that_is_no_model_says_so(target: Target) -> None:
     with pytest.raises(BuildError, match="the model is not ONNX"):
         await _build(target)
     assert not list(Path(target.store).rglob(SIDECAR))
+
+
+def test_a_build_that_is_cancelled_while_its_process_starts_leaves_no_process(target: Target) -> None:
+    """On the daemon's kind of loop, which forgets a process whose start was cancelled."""
+
+    async def start_and_cancel() -> None:
+        before = set(psutil.Process().children(recursive=True))
+        for turns in range(1, 6):
+            task = asyncio.create_task(jobs.run(BuildOrder(target), lambda _phase, _percent: None, time_budget_s=60))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            left = set(psutil.Process().children(recursive=True)) - before
+            assert not left, f"cancelled after {turns} turns"
+
+    uvloop.run(start_and_cancel())
 
 
 async def test_a_cancelled_build_ends_its_process_and_leaves_nothing(target: Target) -> None:
