@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import bench, check, doctor, engines, infer, inspect, models, serve, status, top
+from appliance.cli import bench, bundle, check, doctor, engines, infer, inspect, models, serve, status, top
 
 app = typer.Typer(
     name="appliance",
@@ -17,7 +17,7 @@ app = typer.Typer(
     help="Runs neural networks for the programs beside it: ONNX models over ZeroMQ and HTTP.",
 )
 
-for noun in (serve, status, top, check, doctor, models, infer, inspect, engines, bench):
+for noun in (serve, status, top, check, doctor, models, infer, inspect, engines, bench, bundle):
     noun.register(app)
 
 
