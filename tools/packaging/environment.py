@@ -49,6 +49,8 @@ def download(wheelhouse: Path) -> None:
     """Fill the wheelhouse with the pinned wheels for Debian 12; the only step that uses a network."""
     wheelhouse.mkdir(parents=True, exist_ok=True)
     _pip("download", *_target_options(), "--dest", str(wheelhouse), *_requirements())
+    # for slots, which have none of their own; it unpacks on the box and is not part of what runs
+    _pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(wheelhouse), "pip")
 
 
 def build(tree: Path, wheelhouse: Path) -> None:
@@ -81,6 +83,14 @@ def build(tree: Path, wheelhouse: Path) -> None:
     (binaries / "appliance").chmod(0o755)
     (home / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}\n")
     _compile(home)
+
+
+def pip_wheel(wheelhouse: Path) -> Path:
+    """The wheelhouse's pip."""
+    found = sorted(wheelhouse.glob("pip-*.whl"))
+    if not found:
+        raise BuildError(f"no pip in {wheelhouse}: remove the folder and fill it anew with --download")
+    return found[-1]
 
 
 def project_wheel(work: Path) -> Path:
