@@ -210,7 +210,7 @@ def test_a_version_of_a_model_never_changes(tmp_path: Path) -> None:
     house = House(tmp_path)
     (house.box.models / "m" / "2").mkdir(parents=True)
     (house.box.models / "m" / "2" / "model.onnx").write_bytes(b"another")
-    with pytest.raises(BundleError, match="a version never changes|m/2 is on this box"):
+    with pytest.raises(BundleError, match="m/2 is on this box"):
         house.install("1.1.0", MODEL)
     assert house.release.held == {"1.0.0"}
 

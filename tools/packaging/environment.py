@@ -26,6 +26,7 @@ PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor i
 UNUSED = (
     "numpy/**/tests", "onnx/backend/test", "onnxruntime/tools",
     "setuptools", "_distutils_hack", "pkg_resources",
+    "distutils-precedence.pth",
     # of Plotly the page takes plotly.min.js, and its Python code is never imported
     "_plotly_utils", "narwhals", "plotly/[!p_]*", "plotly/plotly", "plotly/package_data/[!p]*",
 )  # fmt: skip
