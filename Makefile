@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check format bench train docs lock clean
+.PHONY: help run test test-slow check format bench deb wheel train docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,13 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 
 bench: $(VENV)/.dev ## measure against the limits of this machine (ARGS="--quick")
 	@$(BIN)/python tools/bench.py $(ARGS)
+
+deb: $(VENV)/.dev ## build the Debian 12 package into dist/ (wheels once with a network, then offline and bit by bit the same)
+	@test -d build/wheelhouse || $(BIN)/python tools/packaging/build_deb.py --download
+	@$(BIN)/python tools/packaging/build_deb.py $(ARGS)
+
+wheel: $(VENV)/.dev ## build the wheel and the source archive into dist/
+	@$(BIN)/python tools/packaging/build_wheel.py
 
 train: ## train the example model anew, in an environment of its own (.venv-train)
 	@test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import bench, bugreport, check, doctor, engines, history, infer, inspect, models, serve, status, top
+from appliance.cli import (
+    bench,
+    bugreport,
+    bundle,
+    check,
+    doctor,
+    engines,
+    history,
+    infer,
+    inspect,
+    models,
+    serve,
+    status,
+    top,
+)
 
 app = typer.Typer(
     name="appliance",
@@ -17,7 +31,7 @@ app = typer.Typer(
     help="Runs neural networks for the programs beside it: ONNX models over ZeroMQ and HTTP.",
 )
 
-for noun in (serve, status, top, check, doctor, models, infer, inspect, engines, bench, history, bugreport):
+for noun in (serve, status, top, check, doctor, models, infer, inspect, engines, bench, history, bugreport, bundle):
     noun.register(app)
 
 

@@ -1,0 +1,126 @@
+"""Where things are on a box, what kind of box it is, and what was installed on it.
+
+Every path is below `root`, so that a release can be tried in a folder. The state is one file, written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+
+from appliance.release import versions
+from appliance.release.errors import BundleError
+from appliance.release.manifest import Manifest, Target
+
+
+class Box:
+    """The places on a box whose filesystem begins at `root`."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        self.program = root / "usr/lib/appliance"
+        self.state = root / "var/lib/appliance"
+        self.models = self.state / "models"
+        self.engines = self.state / "engines"
+        self.releases = self.state / "releases"
+        self.incoming = self.releases / "incoming"
+        self.config = root / "etc/appliance/appliance.toml"
+        self.keys = root / "etc/appliance/keys"
+
+
+class Added(msgspec.Struct, frozen=True):
+    """A file that a release brought, below the root, with its digest: taken away again with the release."""
+
+    path: str
+    sha256: str
+
+
+class Installed(msgspec.Struct, frozen=True):
+    """One installation: the release, what ran before it, and what it added. `config_before`: the file that it replaced."""
+
+    version: str
+    previous: str = ""
+    added: tuple[Added, ...] = ()
+    config_before: str | None = None
+
+
+class State(msgspec.Struct, frozen=True):
+    """What is known of releases. `pending` is being tried: after a power cut it is what has to be taken back or confirmed.
+
+    `floor`: nothing older is installed without being told to.
+    """
+
+    floor: str = ""
+    current: Installed | None = None
+    pending: Installed | None = None
+
+
+def read_state(box: Box) -> State:
+    """The state, empty on a box without; BundleError if the file is broken."""
+    path = box.releases / "state.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=State)
+    except FileNotFoundError:
+        return State()
+    except (OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", "mend or remove it; models are not touched") from error
+
+
+def write_state(box: Box, state: State) -> None:
+    """Durably: the old state or the new one is there, also after a power cut."""
+    box.releases.mkdir(parents=True, exist_ok=True)
+    write_durably(box.releases / "state.json", msgspec.json.format(msgspec.json.encode(state), indent=1))
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Written beside, synced, renamed, and the folder synced."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def this_box(root: Path = Path("/")) -> Target:
+    """What this box is: by its os-release, the kernel's word for the machine, and the Python that runs us."""
+    fields = {}
+    for name in ("etc/os-release", "usr/lib/os-release"):
+        try:
+            lines = (root / name).read_text().splitlines()
+        except OSError:
+            continue
+        fields = dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line)
+        break
+    system = f"{fields.get('ID', 'linux')}-{fields.get('VERSION_ID', '')}".rstrip("-")
+    return Target(system, platform.machine(), f"{sys.version_info.major}.{sys.version_info.minor}")
+
+
+def check_fit(manifest: Manifest, here: Target, floor: str, *, allow_older: bool) -> None:
+    """BundleError if the bundle is for another box, or older than what was on this one."""
+    wanted = manifest.target
+    for what, needs, has in (
+        ("system", wanted.system, here.system),
+        ("machine", wanted.machine, here.machine),
+        ("Python", wanted.python, here.python),
+    ):
+        if needs not in (has, "any"):
+            raise BundleError(
+                f"the bundle is for {what} {needs}, this box has {has}", "get the bundle made for this box"
+            )
+    if floor and versions.older(manifest.version, floor) and not allow_older:
+        raise BundleError(
+            f"the bundle has release {manifest.version}, and {floor} was on this box already",
+            "--allow-older installs it all the same",
+        )

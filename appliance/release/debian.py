@@ -1,0 +1,86 @@
+"""Releases as Debian packages: dpkg is the one owner of the files, and the packages of old releases are kept to go back to.
+
+Slots beside dpkg's own records would be a second truth about what is installed, so here the package is put back by dpkg itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+
+from appliance.release.box import Box
+from appliance.release.errors import BundleError
+
+PACKAGE = "appliance"
+DPKG_TIMEOUT_S = 900
+
+
+class Packages:
+    """The package on this box, by dpkg."""
+
+    restarts_by_itself = True
+
+    def __init__(self, box: Box) -> None:
+        self._folder = box.releases
+
+    def current(self) -> str:
+        """The release that is installed; empty if none is."""
+        asked = _run("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", PACKAGE)
+        state, _, version = asked.stdout.partition(" ")
+        return version.strip().replace("~rc", "rc") if state == "installed" else ""
+
+    def holds(self, version: str) -> bool:
+        """Whether that release's package is kept here."""
+        return self._package(version).is_file()
+
+    def prepare(self, version: str, unpacked: Path) -> None:
+        """Keep the bundle's package; BundleError if it is not the one of that release."""
+        packages = list((unpacked / "release").glob("*.deb"))
+        if len(packages) != 1:
+            raise BundleError(f"the bundle has {len(packages)} packages, one is right", "get another bundle")
+        found = _run("dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(packages[0])).stdout.strip()
+        if found != f"{PACKAGE} {version.replace('rc', '~rc')}":
+            raise BundleError(
+                f"the bundle says release {version}, and its package says {found!r}", "get another bundle"
+            )
+        before = self.current()
+        if before and before != version and not self.holds(before):
+            raise BundleError(
+                f"the package of the release that runs, {before}, is not kept here: there would be no way back",
+                f"copy it to {self._package(before)}",
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        beside = self._folder / f".{version}.new"
+        shutil.copyfile(packages[0], beside)
+        beside.replace(self._package(version))
+        os.sync()
+
+    def switch(self, version: str) -> None:
+        """Install that package, also over a newer one; local changes of the configuration stay."""
+        ended = _run(
+            "dpkg", "--force-confold", "--force-confdef", "--force-downgrade", "--install", str(self._package(version))
+        )
+        if ended.returncode != 0:
+            raise BundleError(f"dpkg could not install release {version}: {ended.stderr.strip()[-500:]}")
+
+    def forget(self, keep: Collection[str]) -> None:
+        """Remove the kept packages of all other releases."""
+        for package in self._folder.glob("*.deb"):
+            if package.stem not in keep:
+                package.unlink()
+
+    def _package(self, version: str) -> Path:
+        return self._folder / f"{version}.deb"
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    try:
+        return subprocess.run(  # noqa: S603  dpkg, with paths of ours
+            command, capture_output=True, text=True, timeout=DPKG_TIMEOUT_S, check=False, env=environment
+        )
+    except FileNotFoundError as error:
+        raise BundleError(f"there is no {command[0]} on this box", "get the bundle with wheels") from error

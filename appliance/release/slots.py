@@ -1,0 +1,91 @@
+"""Releases as folders side by side: usr/lib/appliance/releases/VERSION, and the link `current` that says which one runs.
+
+For boxes without dpkg, and for wheels. A slot is built whole before anything is switched, and switching is one rename, so a power
+cut leaves the old release or the new one. usr/lib/appliance/bin leads through `current`: units need not know of slots.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from appliance.release.box import Box
+from appliance.release.errors import BundleError
+
+COMPLETE = ".complete"
+PIP_TIMEOUT_S = 900
+
+
+class Slots:
+    """The slots below a box's root."""
+
+    restarts_by_itself = False
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._folder = box.program / "releases"
+        self._current = box.program / "current"
+
+    def current(self) -> str:
+        """The release that runs; empty if none does."""
+        return self._current.resolve().name if self._current.is_symlink() else ""
+
+    def holds(self, version: str) -> bool:
+        """Whether that release could be switched to at once."""
+        return (self._folder / version / COMPLETE).is_file()
+
+    def prepare(self, version: str, unpacked: Path) -> None:
+        """Build the release's environment from the bundle's wheels, without a network. BundleError leaves no slot."""
+        slot = self._folder / version
+        if version == self.current():
+            raise BundleError(f"release {version} is running", "there is nothing to install")
+        shutil.rmtree(slot, ignore_errors=True)
+        wheels = sorted((unpacked / "release").glob("*.whl"))
+        pip = next((wheel for wheel in wheels if wheel.name.startswith("pip-")), None)
+        if pip is None or len(wheels) < 2:
+            raise BundleError(
+                "the bundle has no wheels, or pip is not among them", "make it with tools/offline_bundle.py"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            base = getattr(sys, "_base_executable", sys.executable)
+            _run([base, "-I", "-m", "venv", "--without-pip", str(slot)])
+            install = ["install", "--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+            others = [str(wheel) for wheel in wheels if wheel != pip]
+            _run([str(slot / "bin" / "python"), f"{pip}/pip", *install, *others])
+            (slot / COMPLETE).touch()
+            # what is switched to has to be on the disk
+            os.sync()
+        except BaseException:
+            shutil.rmtree(slot, ignore_errors=True)
+            raise
+
+    def switch(self, version: str) -> None:
+        """Let `current` point to that release."""
+        if not self.holds(version):
+            raise BundleError(f"release {version} is not on this box", "`appliance bundle status` lists what is")
+        beside = self._current.with_name(".current.new")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(f"releases/{version}")
+        beside.replace(self._current)
+        programs = self._box.program / "bin"
+        if not programs.exists():
+            programs.symlink_to("current/bin")
+
+    def forget(self, keep: Collection[str]) -> None:
+        """Remove all releases but these."""
+        for slot in self._folder.glob("*"):
+            if slot.name not in keep:
+                shutil.rmtree(slot, ignore_errors=True)
+
+
+def _run(command: list[str]) -> None:
+    ended = subprocess.run(  # noqa: S603  our own interpreter, with wheels that were verified
+        command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False, cwd="/"
+    )
+    if ended.returncode != 0:
+        raise BundleError(f"the release cannot be put together: {ended.stderr.strip()[-500:]}")

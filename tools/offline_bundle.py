@@ -1,0 +1,66 @@
+"""Makes an offline bundle from this checkout: the Debian package or the wheels, with models, for boxes without a network.
+
+    python tools/offline_bundle.py --key maker.key --deb dist/appliance.bundle
+    python tools/offline_bundle.py --key maker.key --wheels --models models --part-size 64M dist/appliance.bundle
+
+Wheels are the pinned ones of requirements/cpu.txt for Debian 12's Python, from build/wheelhouse, filled on the first run. The
+rest of the line goes to `appliance bundle create`, which signs and writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.packaging import build_deb, environment
+from tools.packaging.build_wheel import ROOT
+
+
+def main() -> int:
+    """Build the release and bundle it; the exit status of `bundle create`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--deb", action="store_true", help="with the Debian 12 package")
+    kind.add_argument("--wheels", action="store_true", help="with wheels, for a slot")
+    parser.add_argument("--wheelhouse", type=Path, default=ROOT / "build" / "wheelhouse")
+    parser.add_argument("--units", type=Path, default=ROOT / "systemd")
+    parser.add_argument("--version", default=build_deb.project_version())
+    options, rest = parser.parse_known_args()
+    try:
+        if not any(options.wheelhouse.glob("*.whl")):
+            environment.download(options.wheelhouse)
+        with tempfile.TemporaryDirectory() as work:
+            if options.deb:
+                package = build_deb.build(
+                    options.wheelhouse, Path(work), units_folder=options.units, version=options.version
+                )
+                return create("--release", str(package), "--system", "debian-12", "--version", options.version, *rest)
+            release = Path(work) / "release"
+            collect_wheels(options.wheelhouse, release)
+            return create("--release", str(release), "--version", options.version, *rest)
+    except (environment.BuildError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def collect_wheels(wheelhouse: Path, release: Path) -> None:
+    """The wheels that a slot is made of: the pinned ones, this project's, and pip's to unpack them."""
+    shutil.copytree(wheelhouse, release, ignore=shutil.ignore_patterns("pip-*", "setuptools-*", "appliance-*"))
+    with tempfile.TemporaryDirectory() as work:
+        shutil.copy2(environment.project_wheel(Path(work)), release)
+    shutil.copy2(environment.pip_wheel(wheelhouse), release)
+
+
+def create(*arguments: str) -> int:
+    """`appliance bundle create` with these arguments; its exit status."""
+    return subprocess.run([sys.executable, "-m", "appliance", "bundle", "create", *arguments], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
