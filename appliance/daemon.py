@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
+import math
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.config import Config, ConfigError, load, resolve_runtime_dir
-from appliance.host import systemd
+from appliance.config import Config, ConfigError, credentials_dir, load, resolve_runtime_dir
+from appliance.core.watchdog import Watchdog
+from appliance.host import reload, systemd
 from appliance.host.allocator import keep_freed_memory
+from appliance.host.listeners import Listeners
 from appliance.observability import logs
 from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
@@ -38,6 +44,15 @@ EXIT_CONFIG = 78
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
 
+EXTENSION_S = 30
+"""What systemd is asked for, each second, while models load."""
+
+LAST_REQUEST_S = 0.25
+"""How long clients that keep a connection may ask once more when the listeners stay for the next process."""
+
+HOLD_S = 15.0
+"""How long clients that wait at listeners which outlived the last process wait on for models to load; then they are told."""
+
 RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
 """Top-level keys that a reload changes; the others need a restart, and a reload says so."""
 
@@ -45,7 +60,14 @@ RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
 class Daemon:
     """The running appliance."""
 
-    def __init__(self, config: Config, config_path: Path | None, supervisor: Supervisor, runtime_dir: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path | None,
+        supervisor: Supervisor,
+        runtime_dir: Path,
+        listeners: Listeners,
+    ) -> None:
         self._config = config
         self._config_path = config_path
         self._supervisor = supervisor
@@ -57,6 +79,12 @@ class Daemon:
         self._http: HttpTransport | None = None
         self._zmq: ZmqTransport | None = None
         self._tick: asyncio.Task[None] | None = None
+        self._listeners = listeners
+        self._watchdog = Watchdog(config.workers.stall_limit_s)
+        self._stalled = ""
+        self._reloads = 0
+        self._reload_wanted = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
 
     async def serve(self) -> int:
         """Start, serve until a signal, drain, stop; the exit code."""
@@ -65,12 +93,17 @@ class Daemon:
             await self._start(begun)
         except OSError as error:
             log.error("daemon.start_failed", extra={"fields": {"reason": str(error)}})
+            systemd.failed(str(error), error.errno or 0)
             await self._close()
-            return EXIT_CONFIG if isinstance(error, FileNotFoundError | NotADirectoryError) else EXIT_DEVICE
+            wrong = FileNotFoundError | NotADirectoryError | StrayListenerError
+            return EXIT_CONFIG if isinstance(error, wrong) else EXIT_DEVICE
         try:
             await self._stop.wait()
         finally:
             await self._drain()
+        if self._stalled:
+            systemd.failed(self._stalled)
+            return EXIT_BUG
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
@@ -95,15 +128,21 @@ class Daemon:
         )
         self._service = Service(self._manager, events)
         names = self._manager.start()
+        systemd.status(f"loading {len(names)} models")
+        if self._listeners.inherited:
+            await self._settle(HOLD_S)
         if config.http.enabled:
             from appliance.observability.metrics import Metrics
             from appliance.transports.http import HttpTransport
 
             metrics = Metrics(self._service)
+            path = _endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock"))
+            given = self._listen_http(path)
             self._http = HttpTransport(
                 self._service,
                 config.http,
-                unix_socket=_endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock")),
+                unix_socket=None if given else path,
+                sockets=given,
                 metrics=metrics.render,
             )
             metrics.http = self._http
@@ -119,18 +158,19 @@ class Daemon:
                 events_ipc=_endpoint(config.zmq.events_ipc, f"ipc://{self._runtime_dir}/events.ipc"),
                 events_tcp=_endpoint(config.zmq.events_tcp, ""),
                 report=lambda topic, data: events.publish(topic, **data),
+                listen=self._listeners.for_endpoint if self._listeners.survive else None,
             )
             await self._zmq.start()
+        self._refuse_strays()
         self._tick = asyncio.create_task(self._ticks(), name="tick")
         log.info(
             "daemon.listening",
             extra={"fields": {"addresses": self.addresses, "models": list(names), "pid": os.getpid()}},
         )
-        systemd.status(f"loading {len(names)} models")
-        while not self._settled() and not self._stop.is_set():
-            systemd.extend_timeout(30)
-            await asyncio.sleep(0.01)
+        await self._settle()
         _settle_memory()
+        self._reloading = asyncio.create_task(self._reloads_on_demand(), name="reload")
+        self._tell_reload(ok=True)
         systemd.ready(self._service.status_line())
         log.info(
             "daemon.ready",
@@ -138,6 +178,40 @@ class Daemon:
         )
         if sys.stderr.isatty():
             self._greet()
+
+    def _listen_http(self, path: str | None) -> list[socket.socket]:
+        """Listeners that outlive us, where there is somebody to keep them; none otherwise."""
+        if not self._listeners.survive:
+            return []
+        from appliance.transports.http.transport import remove_stale
+
+        listeners = self._listeners.tcp(self._config.http.host, self._config.http.port)
+        if path is not None:
+            if not self._listeners.holds(path):
+                remove_stale(Path(path))
+            listeners.append(self._listeners.unix(path))
+        return listeners
+
+    def _refuse_strays(self) -> None:
+        """A socket unit that listens where the configuration does not: its clients would wait for ever."""
+        if stray := self._listeners.left_over():
+            raise StrayListenerError(
+                f"systemd listens on {', '.join(stray)} for us, and no endpoint in the configuration has that address: "
+                "change appliance.socket (systemctl edit) or the configuration"
+            )
+
+    async def _settle(self, limit_s: float = math.inf) -> None:
+        """Wait until every model of the start has come up or failed; systemd is told that we are at it."""
+        begun = said = time.monotonic()
+        systemd.extend_timeout(EXTENSION_S)
+        while not self._settled() and not self._stop.is_set():
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            if now - begun > limit_s:
+                return
+            if now - said > 1.0:
+                said = now
+                systemd.extend_timeout(EXTENSION_S)
 
     @property
     def addresses(self) -> list[str]:
@@ -175,15 +249,52 @@ class Daemon:
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the configuration again; on any error keep the old one and say why."""
+        """Read the configuration again; on any error keep the old one and say why. One at a time, in a task of its own."""
+        self._reload_wanted.set()
+
+    async def _reloads_on_demand(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            assert self._service is not None
+            before = self._broken()
+            self._reloads += 1
+            try:
+                notes = self._reconfigure()
+            except (ConfigError, OSError) as error:
+                log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
+                problems = (
+                    [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
+                )
+                self._tell_reload(ok=False, problems=problems)
+                continue
+            await self._settle()
+            systemd.ready(self._service.status_line())
+            failed = sorted(self._broken() - before)
+            self._tell_reload(ok=not failed, problems=failed, notes=notes)
+
+    def _broken(self) -> set[str]:
+        """The models that cannot serve, with their reasons."""
+        assert self._service is not None
+        return {
+            f"model {entry.name} {entry.version}: {entry.reason}"
+            for entry in self._service.index()
+            if entry.state == "UNAVAILABLE" and entry.reason not in ("", "unloaded")
+        }
+
+    def _tell_reload(self, *, ok: bool, problems: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
+        outcome = reload.Outcome(os.getpid(), self._reloads, ok, tuple(problems), tuple(notes))
         try:
-            config = load(self._config_path)
-            systemd.reloading()
-            assert self._manager is not None
-            self._manager.reconfigure(config.repository, config.drain_timeout_s)
-        except (ConfigError, OSError) as error:
-            log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
-            return
+            reload.write(self._runtime_dir, outcome)
+        except OSError as error:
+            log.error("config.reload_untold", extra={"fields": {"reason": str(error)}})
+
+    def _reconfigure(self) -> list[str]:
+        """Put what is on disk into force; the keys that only a restart would. ConfigError or OSError: nothing has changed."""
+        config = load(self._config_path, credentials=credentials_dir())
+        systemd.reloading()
+        assert self._manager is not None
+        self._manager.reconfigure(config.repository, config.drain_timeout_s)
         needs_restart = [
             key
             for key in config.__struct_fields__
@@ -192,37 +303,67 @@ class Daemon:
         logs.configure(config.log.format, config.log.level)
         log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
         self._config = config
-        assert self._service is not None
-        systemd.ready(self._service.status_line())
+        return needs_restart
 
     async def _ticks(self) -> None:
         """Once a second: the request rate, the status line, the watchdog."""
         assert self._service is not None
         last = ""
         while True:
-            self._service.tick(time.monotonic())
-            systemd.watchdog()
+            now = time.monotonic()
+            self._service.tick(now)
+            self._stalled = self._stalled or self._watchdog.look(now, self._service.pulses())
+            if not self._stalled:
+                systemd.watchdog()
+            elif not self._stop.is_set():
+                self._begin_anew()
             line = self._service.status_line()
             if line != last:
                 systemd.status(line)
                 last = line
             await asyncio.sleep(1.0)
 
+    def _begin_anew(self) -> None:
+        """A required model answers nobody: end in good order, so that systemd starts us again. Without it, go on and complain.
+
+        The watchdog is not fed any more: should the orderly end hang, too, it ends us.
+        """
+        log.error("watchdog.stalled", extra={"fields": {"reason": self._stalled}})
+        if systemd.watchdog_s():
+            systemd.status(self._stalled)
+            self._stop.set()
+        else:
+            self._stalled = ""
+            self._watchdog = Watchdog(self._config.workers.stall_limit_s)
+
+    async def _hand_over(self) -> None:
+        """Let go of listeners that outlive us before anything is refused: who comes now waits for the next process."""
+        if self._http is not None:
+            await self._http.drain(LAST_REQUEST_S)
+        if self._zmq is not None:
+            await self._zmq.hand_over(self._config.drain_timeout_s)
+
     async def _drain(self) -> None:
         """Refuse what is new, answer what was accepted, unload, close."""
         begun = time.monotonic()
+        timeout_s = self._config.drain_timeout_s
+        if self._stalled:
+            timeout_s = min(timeout_s, systemd.watchdog_s() / 2)
         systemd.stopping()
+        systemd.extend_timeout(EXTENSION_S + math.ceil(timeout_s))
+        if self._listeners.survive and not self._stalled and not self._hurry.is_set():
+            await self._hand_over()
         if self._service is not None:
             self._service.draining = True
         if self._manager is not None:
-            closing = asyncio.create_task(self._manager.close(self._config.drain_timeout_s), name="drain")
+            closing = asyncio.create_task(self._manager.close(timeout_s), name="drain")
             hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
             done, _ = await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             if closing not in done:
                 closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
-        if self._service is not None and not self._hurry.is_set():
+        if self._service is not None and not self._hurry.is_set() and not self._listeners.survive:
             # who was answered a moment ago may have asked again: tell them rather than hang up on them
             await asyncio.sleep(LAME_DUCK_S)
         await self._close()
@@ -230,8 +371,9 @@ class Daemon:
 
     async def _close(self) -> None:
         """Close what was opened; works after half a start."""
-        if self._tick is not None:
-            self._tick.cancel()
+        for task in (self._tick, self._reloading):
+            if task is not None:
+                task.cancel()
         if self._http is not None:
             await self._http.drain()
             await self._http.close()
@@ -239,6 +381,10 @@ class Daemon:
             await self._zmq.drain(1.0)
             await self._zmq.close()
         self._supervisor.close()
+
+
+class StrayListenerError(OSError):
+    """A socket unit and the configuration contradict each other."""
 
 
 def _endpoint(configured: str, default: str) -> str | None:
@@ -251,7 +397,9 @@ def _endpoint(configured: str, default: str) -> str | None:
 def run(config: Config, config_path: Path | None = None) -> int:
     """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78)."""
     logs.configure(config.log.format, config.log.level)
+    faulthandler.enable()  # a watchdog's SIGABRT leaves in the journal where the loop hung
     keep_freed_memory()
+    listeners = Listeners.from_environment()
     runtime_dir = resolve_runtime_dir(config)
     supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
     try:
@@ -261,11 +409,12 @@ def run(config: Config, config_path: Path | None = None) -> int:
         import uvloop
 
         async def main() -> int:
-            return await Daemon(config, config_path, supervisor, runtime_dir).serve()
+            return await Daemon(config, config_path, supervisor, runtime_dir, listeners).serve()
 
         return int(uvloop.run(main()))
     except OSError as error:
         log.error("daemon.failed", extra={"fields": {"reason": str(error)}})
+        systemd.failed(str(error), error.errno or 0)
         return EXIT_CONFIG
     except Exception:
         log.exception("daemon.bug")

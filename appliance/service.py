@@ -28,6 +28,7 @@ from appliance.core.description import (
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
+from appliance.core.watchdog import Pulse
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
@@ -125,6 +126,7 @@ class Service:
 
     def __init__(self, manager: Manager, events: EventBus) -> None:
         self.draining = False
+        self.hottest_c: float | None = None
         self._manager = manager
         self._events = events
         self._boot_id = uuid.uuid4().hex
@@ -234,6 +236,28 @@ class Service:
                 described.append(msgspec.structs.replace(worker, rss_bytes=rss))
         return described
 
+    def pulses(self) -> list[Pulse]:
+        """What the required models that are READY have done until now, for the watchdog."""
+        found = []
+        for generation in self._manager.generations():
+            scheduler = generation.scheduler
+            if (
+                generation.name in self._manager.required
+                and generation.state is ModelState.READY
+                and scheduler is not None
+            ):
+                worker, statistics = generation.manifest.worker, generation.statistics
+                found.append(
+                    Pulse(
+                        f"{generation.name}:{generation.version}",
+                        workers=len(scheduler.instances),
+                        waiting=scheduler.pending,
+                        ended=statistics.success.count + statistics.fail.count,
+                        patience_s=(worker.load_budget_ms + 2 * worker.run_budget_ms) / 1000,
+                    )
+                )
+        return found
+
     def tick(self, now: float) -> None:
         """Once a second: remember the totals, for the request rate, and tell what was refused meanwhile, by model and code."""
         self._totals.append((now, self._total()))
@@ -260,10 +284,15 @@ class Service:
         return max(0.0, (last - first) / (ended - begun)) if ended > begun else 0.0
 
     def status_line(self) -> str:
-        """One line for humans: "3 models ready, 41 req/s"."""
-        ready = sum(generation.state is ModelState.READY for generation in self._manager.generations())
-        word = "draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"
-        return f"{word}, {self.requests_per_s:.0f} req/s"
+        """One line for humans: "3 models ready, 1 failed, 61 °C, 41 req/s"; the temperature where `hottest_c` is known."""
+        states = [generation.state for generation in self._manager.generations()]
+        ready, failed = states.count(ModelState.READY), states.count(ModelState.FAILED)
+        parts = ["draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"]
+        if failed:
+            parts.append(f"{failed} failed")
+        if self.hottest_c is not None:
+            parts.append(f"{self.hottest_c:.0f} °C")
+        return ", ".join([*parts, f"{self.requests_per_s:.0f} req/s"])
 
     def snapshot(self) -> dict[str, Any]:
         """See `InferenceService.snapshot`."""
