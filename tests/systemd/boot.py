@@ -22,12 +22,19 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND = 1, 2, 4, 8, 32, 4096
 RECURSIVE, PRIVATE, SHARED, DETACH = 1 << 14, 1 << 18, 1 << 20, 2
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-DROPPED_CAPABILITIES = (16, 17, 20, 25, 32, 33, 34, 35, 36)  # modules raw-io pacct time mac mac syslog wake-alarm suspend
-KEPT_DIRECTORIES = frozenset("bin boot dev etc lib lib32 lib64 libx32 opt proc run sbin sys tmp usr var".split())
-MASKED = (
-    "systemd-sysctl systemd-modules-load systemd-remount-fs systemd-udevd systemd-udev-trigger systemd-logind modprobe@ "
-    "systemd-update-utmp systemd-update-utmp-runlevel console-getty kmod-static-nodes"
-).split()
+DROPPED_CAPABILITIES = (
+    16,
+    17,
+    20,
+    25,
+    32,
+    33,
+    34,
+    35,
+    36,
+)  # modules raw-io pacct time mac mac syslog wake-alarm suspend
+KEPT_DIRECTORIES = frozenset(["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "proc", "run", "sbin", "sys", "tmp", "usr", "var"])
+MASKED = ["systemd-sysctl", "systemd-modules-load", "systemd-remount-fs", "systemd-udevd", "systemd-udev-trigger", "systemd-logind", "modprobe@", "systemd-update-utmp", "systemd-update-utmp-runlevel", "console-getty", "kmod-static-nodes"]
 CANNOT = 77
 
 
@@ -103,7 +110,7 @@ def mount_cgroups(at: Path, *, hybrid: bool) -> None:
 def make_devices(root: Path) -> None:
     dev = root / "dev"
     mount("dev", dev, "tmpfs", NOSUID, "mode=755")
-    for name in "null zero full random urandom tty".split():
+    for name in ["null", "zero", "full", "random", "urandom", "tty"]:
         bind(f"/dev/{name}", dev / name, readonly=False)
     for name in ("pts", "shm"):
         (dev / name).mkdir()

@@ -25,7 +25,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LONG_S = 60.0
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "HOME": "/root",
+}
 TREE = os.environ.get("APPLIANCE_TEST_TREE", "/")
 """Another distribution's root, made by `mmdebstrap --include=systemd,systemd-sysv,dbus,libnss-systemd`; else the host's own."""
 
@@ -169,12 +173,31 @@ class Box:
 
     def command(self, *command: str) -> list[str]:
         """The command line that runs something as root inside."""
-        return ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net", "--", *command]
+        return [
+            "nsenter",
+            f"--target={self.pid}",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "--net",
+            "--",
+            *command,
+        ]
 
-    def run(self, *command: str, check: bool = True, stdin: str = "", timeout: float = LONG_S) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, stdin: str = "", timeout: float = LONG_S
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command inside; its output is part of the failure."""
         done = subprocess.run(
-            self.command(*command), env=ENVIRONMENT, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+            self.command(*command),
+            env=ENVIRONMENT,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if check and done.returncode:
             raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}\n{self.log()}")
