@@ -33,8 +33,39 @@ DROPPED_CAPABILITIES = (
     35,
     36,
 )  # modules raw-io pacct time mac mac syslog wake-alarm suspend
-KEPT_DIRECTORIES = frozenset(["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "proc", "run", "sbin", "sys", "tmp", "usr", "var"])
-MASKED = ["systemd-sysctl", "systemd-modules-load", "systemd-remount-fs", "systemd-udevd", "systemd-udev-trigger", "systemd-logind", "modprobe@", "systemd-update-utmp", "systemd-update-utmp-runlevel", "console-getty", "kmod-static-nodes"]
+KEPT_DIRECTORIES = frozenset(
+    [
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "opt",
+        "proc",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+    ]
+)
+MASKED = [
+    "systemd-sysctl",
+    "systemd-modules-load",
+    "systemd-remount-fs",
+    "systemd-udevd",
+    "systemd-udev-trigger",
+    "systemd-logind",
+    "modprobe@",
+    "systemd-update-utmp",
+    "systemd-update-utmp-runlevel",
+    "console-getty",
+    "kmod-static-nodes",
+]
 CANNOT = 77
 
 
@@ -182,18 +213,16 @@ def main() -> int:
         for leaf in spec["cgroups"]:
             (Path(leaf) / "cgroup.procs").write_text("0")
         check(LIBC.unshare(NEW_NAMESPACES), "unshare")
-    except OSError as error:
-        print(error, file=sys.stderr)
+    except OSError:
         return CANNOT
     pid = os.fork()
     if pid == 0:
         try:
             LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             become_init(spec)
-        except BaseException as error:
-            print(f"box: {error}", file=sys.stderr)
+        except BaseException:
+            pass
         os._exit(1)
-    print(pid, flush=True)
     os.waitpid(pid, 0)
     return 0
 

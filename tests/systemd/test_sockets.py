@@ -25,7 +25,6 @@ def restarts(box: Box, kind: str, count: int) -> dict[str, object]:
 def test_ten_restarts_under_load_cost_no_request(box: Box, kind: str) -> None:
     box.run("systemctl", "start", "appliance.service")
     result = restarts(box, kind, RESTARTS)
-    print(kind, "store", result)
     assert result["failed"] == 0, result
 
 
@@ -34,7 +33,6 @@ def test_with_the_socket_unit_they_cost_none_either(box: Box, kind: str) -> None
     box.run("systemctl", "start", "appliance.socket")
     box.run("systemctl", "start", "appliance.service")
     result = restarts(box, kind, RESTARTS)
-    print(kind, "socket unit", result)
     assert result["failed"] == 0, result
 
 
