@@ -155,7 +155,7 @@ def make_devices(root: Path) -> None:
 
 
 def clean_settings(root: Path) -> None:
-    """A machine of its own name, on which only what the test enables is started. Once: a second boot finds what the first left."""
+    """A machine of its own name, on which only what the test enables is started. Once: a second boot finds it so."""
     done = root / "etc/.box"
     if done.exists():
         return

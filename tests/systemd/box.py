@@ -1,7 +1,7 @@
 """A machine for a test: a real systemd as PID 1 of namespaces (`boot`), with the appliance installed as its package would.
 
-`start` takes about a second and `stop` is a power cut. Skips, with the exact reason, where the host cannot: no root, no cgroup2, no
-systemd or dbus, no namespaces.
+`start` takes about a second and `stop` is a power cut. Skips, with the exact reason, where the host cannot: no root, no
+cgroup2, no systemd or dbus, no namespaces.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def why_not() -> str:
 
 
 class Box:
-    """One machine. `state`: a folder that keeps its disk from one boot to the next. `hybrid`: with the host's v1 memory limits."""
+    """One machine. `state`: a folder that keeps its disk between boots. `hybrid`: with the host's v1 memory limits."""
 
     def __init__(self, *, state: Path | None = None, hybrid: bool = False) -> None:
         self.pid = 0
@@ -306,5 +306,5 @@ def _remove_cgroup(leaf: Path) -> None:
     while leaf.exists() and time.monotonic() < deadline:
         for directory, _, _ in os.walk(leaf, topdown=False):
             with contextlib.suppress(OSError):
-                os.rmdir(directory)
+                Path(directory).rmdir()
         time.sleep(0.01)

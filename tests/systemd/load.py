@@ -1,7 +1,7 @@
 """Clients inside the box: ask one request after another until stdin ends, and count what was not answered as it should.
 
-`http`: a new connection for each request. `keep`: one that is kept; a request that found it closed before any byte of an answer goes
-out again on a new one, as every HTTP library does (RFC 9112, 9.3.1). `zmq`: the package's own client.
+`http`: a new connection for each request. `keep`: one that is kept; a request that found it closed before any byte of an answer
+goes out again on a new one, as every HTTP library does (RFC 9112, 9.3.1). `zmq`: the package's own client.
 """
 
 from __future__ import annotations

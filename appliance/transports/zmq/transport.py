@@ -141,13 +141,13 @@ class ZmqTransport:
     async def hand_over(self, timeout_s: float) -> None:
         """Read no more, answer what was read, and close: for sockets that listen on without us.
 
-        That is done in a moment when nothing is under way, if one comes within QUIET_S. A request that was on its way is lost with
-        its connection, and our clients ask again; to refuse it would end it.
+        That is done in a moment when nothing is under way, if one comes within QUIET_S. A request that was on its way is lost
+        with its connection, and our clients ask again; to refuse it would end it.
         """
         if self._channel is not None and self._dispatcher is not None:
             loop = asyncio.get_running_loop()
             end = loop.time() + QUIET_S
-            while (self._dispatcher.in_flight or not self._channel.quiet) and loop.time() < end:
+            while (self._dispatcher.in_flight or not self._channel.quiet) and loop.time() < end:  # noqa: ASYNC110 - once per life
                 await asyncio.sleep(0.001)
             self._channel.pause()
         await self.drain(timeout_s)
