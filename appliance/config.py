@@ -79,13 +79,16 @@ class RepositoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Supervision of worker processes: how often one may die, and how restarts back off.
 
-    A model whose workers die `crash_limit` times within `crash_window_s` is quarantined until somebody loads it again.
+    A model whose workers die `crash_limit` times within `crash_window_s` is quarantined until somebody loads it again. A required
+    model that is READY and has answered nobody for `stall_limit_s`, though asked or without a worker, makes a supervised
+    appliance restart itself.
     """
 
     crash_limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
     crash_window_s: Seconds = 60.0
     backoff_initial_s: Seconds = 0.05
     backoff_max_s: Seconds = 5.0
+    stall_limit_s: Seconds = 300.0
     max_arena_bytes: Positive = 1 << 30
 
 
@@ -153,7 +156,7 @@ class SensorsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Logs go to stderr. `auto`: human on a terminal, JSON elsewhere."""
+    """Logs go to stderr. `auto`: human on a terminal, fields in systemd's journal, JSON elsewhere."""
 
     format: Literal["auto", "json", "human"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -209,10 +212,24 @@ def find() -> Path | None:
     return next((path for path in SEARCH if path.is_file()), None)
 
 
-def load(path: Path | None, *, overrides: Sequence[str] = ()) -> Config:
+CREDENTIAL = "credential:"
+"""A text that begins so stands for the contents of a file that the service manager gives to this process alone."""
+
+
+def credentials_dir() -> Path | None:
+    """Where systemd lays this service's credentials (LoadCredential=); None if it gave none."""
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(given) if given else None
+
+
+def load(
+    path: Path | None, *, overrides: Sequence[str] = (), credentials: Path | Literal["named"] | None = "named"
+) -> Config:
     """The configuration in that file (None: defaults), changed by `key.path=value` overrides.
 
-    ConfigError with every problem at once; OSError if the file cannot be read.
+    `credentials` is where `credential:NAME` is looked up; "named" leaves such a text as it stands, so that whoever only looks at
+    the configuration neither needs the secrets nor can show them. ConfigError with every problem at once; OSError if the file
+    cannot be read.
     """
     data: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -226,6 +243,9 @@ def load(path: Path | None, *, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         problems += _override(data, override)
     problems += check(data, Config, file=name, lines=lines)
+    # checked before they are looked up: no complaint about a value can show a secret
+    if credentials != "named":
+        problems += _look_up(data, credentials, Problem(name, 0, "", ""), lines)
     if problems:
         raise ConfigError(problems)
     config = msgspec.convert(data, Config)
@@ -286,6 +306,48 @@ def _check_value(value: Any, kind: Any, at: Problem) -> list[Problem]:
         message = re.sub(r" - at `\$.*?`$", "", str(error))
         return [msgspec.structs.replace(at, message=f"{at.key!r} is {value!r:.60}: {message[:1].lower()}{message[1:]}")]
     return []
+
+
+def _look_up(
+    table: dict[str, Any], directory: Path | None, at: Problem, lines: Mapping[str, int], prefix: str = ""
+) -> list[Problem]:
+    """Put the contents of credentials into the places of their names."""
+    problems = []
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            problems += _look_up(value, directory, at, lines, f"{path}.")
+        elif isinstance(value, str) and value.startswith(CREDENTIAL):
+            name = value.removeprefix(CREDENTIAL)
+            try:
+                table[key] = _credential(directory, name)
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                problems.append(
+                    msgspec.structs.replace(
+                        at,
+                        line=lines.get(path, 0),
+                        key=path,
+                        message=f"{path!r} names the credential {name!r:.60}, which cannot be had: {reason}",
+                        hint=f"give it to the service: LoadCredential={name}:/path/of/the/file",
+                    )
+                )
+    return problems
+
+
+def _credential(directory: Path | None, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,255}", name) or name in (".", ".."):
+        raise ValueError("a name has letters, digits, '.', '_' and '-' only")
+    if directory is None:
+        raise ValueError("this process was given none ($CREDENTIALS_DIRECTORY is not set)")
+    with (directory / name).open("rb") as file:
+        data = file.read(MAX_CREDENTIAL_BYTES + 1)
+    if len(data) > MAX_CREDENTIAL_BYTES:
+        raise ValueError(f"it is longer than {MAX_CREDENTIAL_BYTES} bytes")
+    return data.decode().removesuffix("\n")
+
+
+MAX_CREDENTIAL_BYTES = 64 << 10
 
 
 def _override(data: dict[str, Any], text: str) -> list[Problem]:

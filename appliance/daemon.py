@@ -6,20 +6,26 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
+import math
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from appliance.config import Config, ConfigError, load, recorder_path, resolve_runtime_dir
-from appliance.host import systemd
+from appliance.config import Config, ConfigError, credentials_dir, load, recorder_path, resolve_runtime_dir
+from appliance.core.watchdog import Watchdog
+from appliance.host import reload, systemd
 from appliance.host.allocator import keep_freed_memory
+from appliance.host.listeners import Listeners
 from appliance.observability import logs
 from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
@@ -50,6 +56,15 @@ GPU_NODES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
 
+EXTENSION_S = 30
+"""What systemd is asked for, each second, while models load."""
+
+LAST_REQUEST_S = 0.25
+"""How long clients that keep a connection may ask once more when the listeners stay for the next process."""
+
+HOLD_S = 15.0
+"""How long clients that wait at listeners which outlived the last process wait on for models to load; then they are told."""
+
 RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
 """Top-level keys that a reload changes; the others need a restart, and a reload says so."""
 
@@ -57,7 +72,14 @@ RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
 class Daemon:
     """The running appliance."""
 
-    def __init__(self, config: Config, config_path: Path | None, supervisor: Supervisor, runtime_dir: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path | None,
+        supervisor: Supervisor,
+        runtime_dir: Path,
+        listeners: Listeners,
+    ) -> None:
         self._config = config
         self._config_path = config_path
         self._supervisor = supervisor
@@ -74,6 +96,12 @@ class Daemon:
         self._recorder: Recorder | None = None
         self._monitor: Monitor | None = None
         self._stop_reason = "bug"
+        self._listeners = listeners
+        self._watchdog = Watchdog(config.workers.stall_limit_s)
+        self._stalled = ""
+        self._reloads = 0
+        self._reload_wanted = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
 
     async def serve(self) -> int:
         """Start, serve until a signal, drain, stop; the exit code."""
@@ -83,12 +111,17 @@ class Daemon:
         except OSError as error:
             log.error("daemon.start_failed", extra={"fields": {"reason": str(error)}})
             self._stop_reason = f"start failed: {error}"
+            systemd.failed(str(error), error.errno or 0)
             await self._close()
-            return EXIT_CONFIG if isinstance(error, FileNotFoundError | NotADirectoryError) else EXIT_DEVICE
+            wrong = FileNotFoundError | NotADirectoryError | StrayListenerError
+            return EXIT_CONFIG if isinstance(error, wrong) else EXIT_DEVICE
         try:
             await self._stop.wait()
         finally:
             await self._drain()
+        if self._stalled:
+            systemd.failed(self._stalled)
+            return EXIT_BUG
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
@@ -143,13 +176,19 @@ class Daemon:
         )
         metrics = self._measure(self._service, health)
         names = self._manager.start()
+        systemd.status(f"loading {len(names)} models")
+        if self._listeners.inherited:
+            await self._settle(HOLD_S)
         if config.http.enabled:
             from appliance.transports.http import HttpTransport
 
+            path = _endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock"))
+            given = self._listen_http(path)
             self._http = HttpTransport(
                 self._service,
                 config.http,
-                unix_socket=_endpoint(config.http.unix_socket, str(self._runtime_dir / "http.sock")),
+                unix_socket=None if given else path,
+                sockets=given,
                 metrics=metrics.render,
                 records=records,
             )
@@ -166,20 +205,21 @@ class Daemon:
                 events_ipc=_endpoint(config.zmq.events_ipc, f"ipc://{self._runtime_dir}/events.ipc"),
                 events_tcp=_endpoint(config.zmq.events_tcp, ""),
                 report=lambda topic, data: events.publish(topic, **data),
+                listen=self._listeners.for_endpoint if self._listeners.survive else None,
             )
             counters = self._zmq.counters
             metrics.zmq = lambda: msgspec.structs.asdict(counters)
             await self._zmq.start()
+        self._refuse_strays()
         self._tick = asyncio.create_task(self._ticks(), name="tick")
         log.info(
             "daemon.listening",
             extra={"fields": {"addresses": self.addresses, "models": list(names), "pid": os.getpid()}},
         )
-        systemd.status(f"loading {len(names)} models")
-        while not self._settled() and not self._stop.is_set():
-            systemd.extend_timeout(30)
-            await asyncio.sleep(0.01)
+        await self._settle()
         _settle_memory()
+        self._reloading = asyncio.create_task(self._reloads_on_demand(), name="reload")
+        self._tell_reload(ok=True)
         systemd.ready(self._service.status_line())
         log.info(
             "daemon.ready",
@@ -238,6 +278,40 @@ class Daemon:
             await self._monitor.sample()
         return health
 
+    def _listen_http(self, path: str | None) -> list[socket.socket]:
+        """Listeners that outlive us, where there is somebody to keep them; none otherwise."""
+        if not self._listeners.survive:
+            return []
+        from appliance.transports.http.transport import remove_stale
+
+        listeners = self._listeners.tcp(self._config.http.host, self._config.http.port)
+        if path is not None:
+            if not self._listeners.holds(path):
+                remove_stale(Path(path))
+            listeners.append(self._listeners.unix(path))
+        return listeners
+
+    def _refuse_strays(self) -> None:
+        """A socket unit that listens where the configuration does not: its clients would wait for ever."""
+        if stray := self._listeners.left_over():
+            raise StrayListenerError(
+                f"systemd listens on {', '.join(stray)} for us, and no endpoint in the configuration has that address: "
+                "change appliance.socket (systemctl edit) or the configuration"
+            )
+
+    async def _settle(self, limit_s: float = math.inf) -> None:
+        """Wait until every model of the start has come up or failed; systemd is told that we are at it."""
+        begun = said = time.monotonic()
+        systemd.extend_timeout(EXTENSION_S)
+        while not self._settled() and not self._stop.is_set():
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            if now - begun > limit_s:
+                return
+            if now - said > 1.0:
+                said = now
+                systemd.extend_timeout(EXTENSION_S)
+
     @property
     def addresses(self) -> list[str]:
         """Where we listen."""
@@ -275,16 +349,53 @@ class Daemon:
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the configuration again; on any error keep the old one and say why."""
+        """Read the configuration again; on any error keep the old one and say why. One at a time, in a task of its own."""
+        self._reload_wanted.set()
+
+    async def _reloads_on_demand(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            assert self._service is not None
+            before = self._broken()
+            self._reloads += 1
+            try:
+                notes = self._reconfigure()
+            except (ConfigError, OSError) as error:
+                log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
+                self._tell("config.refused", "error", reason=str(error))
+                problems = (
+                    [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
+                )
+                self._tell_reload(ok=False, problems=problems)
+                continue
+            await self._settle()
+            systemd.ready(self._service.status_line())
+            failed = sorted(self._broken() - before)
+            self._tell_reload(ok=not failed, problems=failed, notes=notes)
+
+    def _broken(self) -> set[str]:
+        """The models that cannot serve, with their reasons."""
+        assert self._service is not None
+        return {
+            f"model {entry.name} {entry.version}: {entry.reason}"
+            for entry in self._service.index()
+            if entry.state == "UNAVAILABLE" and entry.reason not in ("", "unloaded")
+        }
+
+    def _tell_reload(self, *, ok: bool, problems: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
+        outcome = reload.Outcome(os.getpid(), self._reloads, ok, tuple(problems), tuple(notes))
         try:
-            config = load(self._config_path)
-            systemd.reloading()
-            assert self._manager is not None
-            self._manager.reconfigure(config.repository, config.drain_timeout_s)
-        except (ConfigError, OSError) as error:
-            log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
-            self._tell("config.refused", "error", reason=str(error))
-            return
+            reload.write(self._runtime_dir, outcome)
+        except OSError as error:
+            log.error("config.reload_untold", extra={"fields": {"reason": str(error)}})
+
+    def _reconfigure(self) -> list[str]:
+        """Put what is on disk into force; the keys that only a restart would. ConfigError or OSError: nothing has changed."""
+        config = load(self._config_path, credentials=credentials_dir())
+        systemd.reloading()
+        assert self._manager is not None
+        self._manager.reconfigure(config.repository, config.drain_timeout_s)
         needs_restart = [
             key
             for key in config.__struct_fields__
@@ -294,8 +405,7 @@ class Daemon:
         log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
         self._tell("config.reloaded", needs_restart=needs_restart)
         self._config = config
-        assert self._service is not None
-        systemd.ready(self._service.status_line())
+        return needs_restart
 
     def _tell(self, kind: str, severity: str = "info", **fields: Any) -> None:
         """Record something of the daemon's own."""
@@ -307,33 +417,64 @@ class Daemon:
         assert self._service is not None
         last = ""
         while True:
-            self._service.tick(time.monotonic())
+            now = time.monotonic()
+            self._service.tick(now)
             if self._leaks is not None:
-                self._leaks.tick(time.monotonic())
-            systemd.watchdog()
+                self._leaks.tick(now)
+            self._stalled = self._stalled or self._watchdog.look(now, self._service.pulses())
+            if not self._stalled:
+                systemd.watchdog()
+            elif not self._stop.is_set():
+                self._begin_anew()
             line = self._service.status_line()
             if line != last:
                 systemd.status(line)
                 last = line
             await asyncio.sleep(1.0)
 
+    def _begin_anew(self) -> None:
+        """A required model answers nobody: end in good order, so that systemd starts us again. Without it, go on and complain.
+
+        The watchdog is not fed any more: should the orderly end hang, too, it ends us.
+        """
+        log.error("watchdog.stalled", extra={"fields": {"reason": self._stalled}})
+        if systemd.watchdog_s():
+            systemd.status(self._stalled)
+            self._stop.set()
+        else:
+            self._stalled = ""
+            self._watchdog = Watchdog(self._config.workers.stall_limit_s)
+
+    async def _hand_over(self) -> None:
+        """Let go of listeners that outlive us before anything is refused: who comes now waits for the next process."""
+        if self._http is not None:
+            await self._http.drain(LAST_REQUEST_S)
+        if self._zmq is not None:
+            await self._zmq.hand_over(self._config.drain_timeout_s)
+
     async def _drain(self) -> None:
         """Refuse what is new, answer what was accepted, unload, close."""
         begun = time.monotonic()
+        timeout_s = self._config.drain_timeout_s
+        if self._stalled:
+            timeout_s = min(timeout_s, systemd.watchdog_s() / 2)
         systemd.stopping()
+        systemd.extend_timeout(EXTENSION_S + math.ceil(timeout_s))
+        if self._listeners.survive and not self._stalled and not self._hurry.is_set():
+            await self._hand_over()
         if self._service is not None:
             self._service.draining = True
         if self._leaks is not None:
             await self._leaks.close()
         if self._manager is not None:
-            closing = asyncio.create_task(self._manager.close(self._config.drain_timeout_s), name="drain")
+            closing = asyncio.create_task(self._manager.close(timeout_s), name="drain")
             hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
             done, _ = await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             if closing not in done:
                 closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
-        if self._service is not None and not self._hurry.is_set():
+        if self._service is not None and not self._hurry.is_set() and not self._listeners.survive:
             # who was answered a moment ago may have asked again: tell them rather than hang up on them
             await asyncio.sleep(LAME_DUCK_S)
         await self._close()
@@ -341,8 +482,9 @@ class Daemon:
 
     async def _close(self) -> None:
         """Close what was opened; works after half a start."""
-        if self._tick is not None:
-            self._tick.cancel()
+        for task in (self._tick, self._reloading):
+            if task is not None:
+                task.cancel()
         if self._http is not None:
             await self._http.drain()
             await self._http.close()
@@ -359,6 +501,10 @@ class Daemon:
             await asyncio.to_thread(self._recorder.close)
 
 
+class StrayListenerError(OSError):
+    """A socket unit and the configuration contradict each other."""
+
+
 def _endpoint(configured: str, default: str) -> str | None:
     """The endpoint to bind: the configured one, the default for an empty one, None for "none"."""
     if configured == "none":
@@ -369,7 +515,9 @@ def _endpoint(configured: str, default: str) -> str | None:
 def run(config: Config, config_path: Path | None = None) -> int:
     """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78)."""
     logs.configure(config.log.format, config.log.level)
+    faulthandler.enable()  # a watchdog's SIGABRT leaves in the journal where the loop hung
     keep_freed_memory()
+    listeners = Listeners.from_environment()
     runtime_dir = resolve_runtime_dir(config)
     supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
     try:
@@ -379,11 +527,12 @@ def run(config: Config, config_path: Path | None = None) -> int:
         import uvloop
 
         async def main() -> int:
-            return await Daemon(config, config_path, supervisor, runtime_dir).serve()
+            return await Daemon(config, config_path, supervisor, runtime_dir, listeners).serve()
 
         return int(uvloop.run(main()))
     except OSError as error:
         log.error("daemon.failed", extra={"fields": {"reason": str(error)}})
+        systemd.failed(str(error), error.errno or 0)
         return EXIT_CONFIG
     except Exception:
         log.exception("daemon.bug")

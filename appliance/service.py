@@ -29,6 +29,7 @@ from appliance.core.energy import EnergySum
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.states import ModelState, public_state
+from appliance.core.watchdog import Pulse
 from appliance.health import Health
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
@@ -271,6 +272,28 @@ class Service:
         """Requests refused since the start, by model ("" if there is no such model) and error code."""
         return self._refused
 
+    def pulses(self) -> list[Pulse]:
+        """What the required models that are READY have done until now, for the watchdog."""
+        found = []
+        for generation in self._manager.generations():
+            scheduler = generation.scheduler
+            if (
+                generation.name in self._manager.required
+                and generation.state is ModelState.READY
+                and scheduler is not None
+            ):
+                worker, statistics = generation.manifest.worker, generation.statistics
+                found.append(
+                    Pulse(
+                        f"{generation.name}:{generation.version}",
+                        workers=len(scheduler.instances),
+                        waiting=scheduler.pending,
+                        ended=statistics.success.count + statistics.fail.count,
+                        patience_s=(worker.load_budget_ms + 2 * worker.run_budget_ms) / 1000,
+                    )
+                )
+        return found
+
     def tick(self, now: float) -> None:
         """Once a second: remember the totals, for the request rate, and tell what was refused meanwhile, by model and code."""
         self._totals.append((now, self._total()))
@@ -299,12 +322,16 @@ class Service:
         return max(0.0, (last - first) / (ended - begun)) if ended > begun else 0.0
 
     def status_line(self) -> str:
-        """One line for humans: "3 models ready, 61 °C, 41 req/s"."""
-        ready = sum(generation.state is ModelState.READY for generation in self._manager.generations())
-        word = "draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"
+        """One line for humans: "3 models ready, 1 failed, 61 °C, 41 req/s"; the temperature where it is known."""
+        states = [generation.state for generation in self._manager.generations()]
+        ready, failed = states.count(ModelState.READY), states.count(ModelState.FAILED)
+        parts = ["draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"]
+        if failed:
+            parts.append(f"{failed} failed")
         hottest = self._health.hottest() if self._health is not None else None
-        heat = f", {hottest:.0f} °C" if hottest is not None else ""
-        return f"{word}{heat}, {self.requests_per_s:.0f} req/s"
+        if hottest is not None:
+            parts.append(f"{hottest:.0f} °C")
+        return ", ".join([*parts, f"{self.requests_per_s:.0f} req/s"])
 
     def figures(self) -> dict[str, float]:
         """What is recorded each second of the serving: requests a second, the slowest model's p99 in µs, the governor's level."""

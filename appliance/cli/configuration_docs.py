@@ -50,6 +50,7 @@ DESCRIPTIONS: dict[str, str] = {
     "workers.crash_window_s": "The window for crash_limit.",
     "workers.backoff_initial_s": "Pause before the first replacement of a worker; doubled for each further one.",
     "workers.backoff_max_s": "The longest such pause.",
+    "workers.stall_limit_s": "After so long without an answer of a READY, required model, a supervised appliance restarts.",
     "workers.max_arena_bytes": "Shared memory of one worker; larger batches are halved until they fit.",
     "engines.enabled": "Whether engines are built and used. Off: every model runs on ONNX Runtime as its file is.",
     "engines.path": "Where engines are kept. Empty: engines/ in $STATE_DIRECTORY, else .engines/ in the repository.",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from appliance.cli.options import JSON, command
 from appliance.cli.output import CommandError, Exit, note, print_json
-from appliance.config import Config, find, load, schema
+from appliance.config import Config, ConfigError, credentials_dir, find, load, resolve_runtime_dir, schema
+from appliance.host import reload as handshake
+from appliance.host import systemd
+from appliance.observability import logs
+from appliance.observability.journal import stderr_is_journal
 
 ConfigFile = Annotated[
     Path | None,
@@ -28,18 +34,21 @@ Settings = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("serve")(serve)
-    config = typer.Typer(no_args_is_help=True, help="The configuration: check, show, schema, docs.")
+    config = typer.Typer(no_args_is_help=True, help="The configuration: check, reload, show, schema, docs.")
     config.command("check")(check)
+    config.command("reload")(reload)
     config.command("show")(show)
     config.command("schema")(show_schema)
     config.command("docs")(docs)
     app.add_typer(config, name="config")
 
 
-def _load(path: Path | None, settings: list[str] | None) -> tuple[Config, Path | None]:
+def _load(
+    path: Path | None, settings: list[str] | None, *, credentials: Path | Literal["named"] | None = "named"
+) -> tuple[Config, Path | None]:
     found = path or find()
     try:
-        return load(found, overrides=settings or ()), found
+        return load(found, overrides=settings or (), credentials=credentials), found
     except OSError as error:
         raise CommandError(
             Exit.CONFIG,
@@ -52,7 +61,15 @@ def _load(path: Path | None, settings: list[str] | None) -> tuple[Config, Path |
 @command
 def serve(config: ConfigFile = None, settings: Settings = None) -> None:
     """Run the appliance in the foreground. SIGTERM drains and stops, SIGHUP rereads the configuration."""
-    loaded, path = _load(config, settings)
+    try:
+        loaded, path = _load(config, settings, credentials=credentials_dir())
+    except (CommandError, ConfigError) as error:
+        # stays in `systemctl status` after we are gone
+        systemd.failed(str(error), errno.EINVAL)
+        if stderr_is_journal():
+            logs.configure("auto", "info")
+            logging.getLogger(__name__).error("config.refused", extra={"fields": {"reason": str(error)}})
+        raise
     from appliance.daemon import run
 
     raise typer.Exit(run(loaded, path))
@@ -66,6 +83,49 @@ def check(config: ConfigFile = None, settings: Settings = None, as_json: JSON = 
         print_json({"ok": True, "file": str(path) if path else None})
     else:
         note(f"{path or 'the defaults'}: good")
+
+
+@command
+def reload(
+    config: ConfigFile = None,
+    pid: Annotated[
+        int | None, typer.Option("--pid", help="The process that serves; else the one last seen here.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 600.0,
+    as_json: JSON = False,
+) -> None:
+    """Have the running appliance reread its configuration and models, and wait; it keeps the old one if the new one is bad."""
+    runtime_dir = resolve_runtime_dir(_for_runtime_dir(config))
+    try:
+        outcome = handshake.ask(runtime_dir, pid, timeout_s)
+    except handshake.NobodyError as error:
+        raise CommandError(
+            Exit.UNREACHABLE, "UNREACHABLE", f"nothing was reloaded: {error}", "is the appliance running?"
+        ) from error
+    except PermissionError as error:
+        raise CommandError(
+            Exit.FAILED, "PERMISSION_DENIED", "this user may not signal it", "use systemctl reload"
+        ) from error
+    except TimeoutError as error:
+        raise CommandError(
+            Exit.TIMEOUT, "TIMEOUT", f"no result within {timeout_s:g} s; it may still come", "see the journal"
+        ) from error
+    if as_json:
+        print_json({"ok": outcome.ok, "problems": list(outcome.problems), "needs_restart": list(outcome.notes)})
+    for problem in outcome.problems:
+        note(f"error: {problem}")
+    if not outcome.ok:
+        raise typer.Exit(Exit.FAILED)
+    if not as_json:
+        note("reloaded" + (f"; needs a restart: {', '.join(outcome.notes)}" if outcome.notes else ""))
+
+
+def _for_runtime_dir(path: Path | None) -> Config:
+    """The configuration, or the defaults where it is what the reload is to complain about."""
+    try:
+        return load(path or find())
+    except (ConfigError, OSError):
+        return Config()
 
 
 @command

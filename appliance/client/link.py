@@ -7,6 +7,8 @@ knows frames and replies, no retry rule. One thread at a time.
 
 from __future__ import annotations
 
+import time
+
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -81,10 +83,19 @@ class Link:
                 continue
 
     def observe(self) -> None:
-        """Take note of what the monitor has seen."""
+        """Take note of what the monitor has seen.
+
+        libzmq tells of a loss before it takes the dead connection's queue away, and what is written into that is gone without a
+        word. A new connection comes RECONNECT_MS later at the earliest: if one seems to be there before, it is the dead one.
+        """
+        losses = self.losses
         while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             recv_monitor_message(self.monitor, zmq.NOBLOCK)
             self.losses += 1
+        if self.losses != losses:
+            until = time.monotonic() + RECONNECT_MS / 2000
+            while self.writable() and time.monotonic() < until:
+                time.sleep(0.0002)
 
     def close(self) -> None:
         """End the connection; unsent requests are dropped."""

@@ -297,6 +297,11 @@ class Manager:
         return tuple(sorted(self._models[name].ready, key=int))
 
     @property
+    def required(self) -> frozenset[ModelName]:
+        """The models that readiness waits for."""
+        return self._required
+
+    @property
     def ready(self) -> bool:
         """Every required model answers."""
         for name in self._required:

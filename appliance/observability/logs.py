@@ -1,4 +1,4 @@
-"""Logs: one event name and its fields a line, on stderr; JSON for machines, one readable line for people.
+"""Logs: one event name and its fields a line, on stderr; JSON for machines, one readable line for people, fields for the journal.
 
 The house logs as `log.info("model.ready", extra={"fields": {…}})`. Whatever a peer can put into a field is escaped and cut: a log
 line is one line.
@@ -12,6 +12,8 @@ import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
+
+from appliance.observability.journal import JournalHandler, stderr_is_journal
 
 LONGEST_VALUE = 2000
 """Characters of a field's value; the rest is cut. A traceback is kept whole."""
@@ -39,10 +41,23 @@ class HumanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record for a person."""
-        fields = " ".join(f"{key}={_readable(value)}" for key, value in getattr(record, "fields", {}).items())
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        line = f"{clock} {record.levelname.lower():7} {_escape(_cut(record.getMessage()))} {fields}".rstrip()
+        line = f"{clock} {record.levelname.lower():7} {_event(record)}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class EventFormatter(logging.Formatter):
+    """What a person reads where time and level are kept beside it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The event and its fields; a traceback follows on lines of its own."""
+        line = _event(record)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _event(record: logging.LogRecord) -> str:
+    fields = " ".join(f"{key}={_readable(value)}" for key, value in getattr(record, "fields", {}).items())
+    return f"{_escape(_cut(record.getMessage()))} {fields}".rstrip()
 
 
 def _cut(text: str) -> str:
@@ -62,10 +77,18 @@ def _readable(value: Any) -> str:
 
 
 def configure(form: str, level: str) -> None:
-    """Set up the root logger: `form` auto, json or human; `level` a logging level's name. May be called again."""
-    handler = logging.StreamHandler(sys.stderr)
-    human = form == "human" or (form == "auto" and sys.stderr.isatty())
-    handler.setFormatter(HumanFormatter() if human else JsonFormatter())
+    """Set up the root logger: `form` auto, json or human; `level` a logging level's name. May be called again.
+
+    With `auto`, where systemd connected stderr to the journal, entries go there with their fields.
+    """
+    handler: logging.Handler
+    if form == "auto" and stderr_is_journal():
+        handler = JournalHandler()
+        handler.setFormatter(EventFormatter())
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        human = form == "human" or (form == "auto" and sys.stderr.isatty())
+        handler.setFormatter(HumanFormatter() if human else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -36,7 +36,10 @@ EXCESS = 128
 
 
 class HttpTransport:
-    """See the module. `start`, then `drain` (no new connections, open requests end), then `close`."""
+    """See the module. `start`, then `drain` (no new connections, open requests end), then `close`.
+
+    `sockets` listen already, on TCP or unix; with them no TCP socket is bound here.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class HttpTransport:
         self.config = config
         self.application = HttpApplication(service, config, metrics, records)
         self.closing = False
+        self._last_call = False
         self.date = _date()
         self.statuses: dict[int, int] = {}
         self.refusals: dict[str, int] = {}
@@ -76,7 +80,10 @@ class HttpTransport:
             return Connection(self, loop)
 
         for given in self._sockets:
-            self._listening(await loop.create_server(connection, sock=given, backlog=BACKLOG))
+            if given.family == socket.AF_UNIX:
+                self._listening(await loop.create_unix_server(connection, sock=given, backlog=BACKLOG))
+            else:
+                self._listening(await loop.create_server(connection, sock=given, backlog=BACKLOG))
         if not self._sockets:
             host, port = self.config.host, self.config.port
             self._listening(await loop.create_server(connection, host, port, backlog=BACKLOG, reuse_address=True))
@@ -85,7 +92,7 @@ class HttpTransport:
         self._sweep = asyncio.create_task(self._enforce_deadlines(), name="http-deadlines")
 
     async def _listen_on_path(self, connection: Callable[[], Connection], path: str) -> None:
-        _remove_stale(Path(path))
+        remove_stale(Path(path))
         before = os.umask(0o117)
         try:
             server = await asyncio.get_running_loop().create_unix_server(connection, path, backlog=BACKLOG)
@@ -114,7 +121,7 @@ class HttpTransport:
         excess = len(self._connections) - self.config.max_connections
         if excess > EXCESS and connection.transport is not None:
             connection.transport.abort()
-        if self.closing:
+        if self.closing and not self._last_call:
             return unavailable("the appliance is shutting down; come again in a moment")
         return unavailable("too many connections; close one or come again") if excess > 0 else None
 
@@ -170,11 +177,18 @@ class HttpTransport:
 
     # --- the end ---
 
-    async def drain(self) -> None:
-        """Accept nobody any more; let open requests end and answers leave, for a while."""
+    async def drain(self, last_request_s: float = 0.0) -> None:
+        """Accept nobody any more; let open requests end and answers leave, for a while.
+
+        Clients that keep their connections may ask once more within `last_request_s`; the answer tells them that it was the last.
+        """
         self.closing = True
+        self._last_call = last_request_s > 0  # who was accepted in the same turn of the loop is served, too
         for server in self._servers:
             server.close()
+        if last_request_s:
+            await asyncio.sleep(last_request_s)
+            self._last_call = False
         for connection in list(self._connections):
             connection.close_if_idle()
         deadline = time.monotonic() + DRAIN_S
@@ -211,7 +225,7 @@ def _identity(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Remove a socket that nobody listens on. FileExistsError if somebody does, or if it is no socket at all."""
     try:
         mode = path.lstat().st_mode

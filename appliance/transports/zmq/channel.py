@@ -95,6 +95,7 @@ class RouterChannel:
         self._retry: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
+        self._paused = False
 
     def start(self) -> None:
         """Watch the socket on the running loop."""
@@ -114,6 +115,15 @@ class RouterChannel:
         self._outboxes.clear()
         self._waiting_bytes = 0
         self._loop = None
+
+    def pause(self) -> None:
+        """Take no more messages; what is to be sent still goes."""
+        self._paused = True
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing waits to be read or sent."""
+        return self.idle and not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
 
     @property
     def idle(self) -> bool:
@@ -157,7 +167,7 @@ class RouterChannel:
             self._flush()
 
     def _drain(self) -> None:
-        for _ in range(BURST_MESSAGES):
+        for _ in range(0 if self._paused else BURST_MESSAGES):
             try:
                 if not self._receive():
                     break
@@ -166,7 +176,8 @@ class RouterChannel:
                 self._counters.handler_faults += 1
                 log.exception("zmq.message_failed")
         else:
-            self._rearm()
+            if not self._paused:
+                self._rearm()
         if self._outboxes:
             self._flush()
 

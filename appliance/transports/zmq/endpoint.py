@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket as sockets
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import zmq
 
@@ -21,10 +24,19 @@ MAX_IPC_PATH_BYTES = 107
 """sockaddr_un.sun_path less its terminating zero."""
 
 
+Listen: TypeAlias = Callable[[str], sockets.socket | None]
+"""Gives a socket that listens at an endpoint, and goes on to do so after us; None: bind it yourself."""
+
+
+def _no_listener(endpoint: str) -> sockets.socket | None:
+    return None
+
+
 class Endpoints:
     """The endpoints one transport has bound, and the locks that hold its ipc paths."""
 
-    def __init__(self) -> None:
+    def __init__(self, listen: Listen = _no_listener) -> None:
+        self._listen = listen
         self.addresses: list[str] = []
         self._paths: list[Path] = []
         self._locks: list[tuple[Path, int]] = []
@@ -40,7 +52,7 @@ class Endpoints:
         if endpoint.startswith("ipc://"):
             self._bind_ipc(socket, Path(endpoint.removeprefix("ipc://")))
         else:
-            _bind(socket, endpoint)
+            self._bind(socket, endpoint)
         address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.addresses.append(address)
         return address
@@ -56,10 +68,25 @@ class Endpoints:
             raise FileExistsError(errno.EEXIST, "something that is no socket lies at the ipc endpoint", str(path))
         previous = os.umask(SOCKET_UMASK)
         try:
-            _bind(socket, f"ipc://{path}")
+            lasting = self._bind(socket, f"ipc://{path}")
         finally:
             os.umask(previous)
-        self._paths.append(path)
+        if not lasting:
+            self._paths.append(path)
+
+    def _bind(self, socket: zmq.Socket[bytes], endpoint: str) -> bool:
+        """Whether the listener is one that outlives us: then its file stays."""
+        listener = self._listen(endpoint)
+        if listener is None:
+            _bind(socket, endpoint)
+            return False
+        # libzmq owns the descriptor from now on; the option counts for every bind until it is taken back
+        socket.setsockopt(zmq.USE_FD, listener.detach())
+        try:
+            _bind(socket, endpoint)
+        finally:
+            socket.setsockopt(zmq.USE_FD, -1)
+        return True
 
     def remove(self) -> None:
         """Remove the ipc files, then the locks. The sockets must be closed already."""

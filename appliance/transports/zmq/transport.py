@@ -16,7 +16,7 @@ from appliance.protocols.zmq_wire import MAX_ENVELOPE_FRAMES
 from appliance.transports.zmq.channel import RouterChannel
 from appliance.transports.zmq.counters import Counters
 from appliance.transports.zmq.dispatcher import Dispatcher
-from appliance.transports.zmq.endpoint import Endpoints
+from appliance.transports.zmq.endpoint import Endpoints, Listen
 from appliance.transports.zmq.events import EVENT_HWM, EventPublisher
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ LEAST_LIBZMQ = (4, 3, 4)
 LINGER_MS = 1000
 """How long the last replies may take to leave after close."""
 MAX_SUBSCRIPTION_BYTES = 4096
+QUIET_S = 0.25
+"""How long `hand_over` looks for a moment between requests."""
 TCP_KEEPALIVE_IDLE_S = 10
 """Dead hosts are found by TCP, not by ZMTP heartbeats: those end connections of older clients that do not answer them."""
 
@@ -48,6 +50,7 @@ class ZmqTransport:
         events_ipc: str | None,
         events_tcp: str | None,
         report: Callable[[str, dict[str, Any]], None] | None = None,
+        listen: Listen | None = None,
     ) -> None:
         self.counters = Counters()
         self._service = service
@@ -55,7 +58,7 @@ class ZmqTransport:
         self._requests = [endpoint for endpoint in (ipc, tcp) if endpoint]
         self._events = [endpoint for endpoint in (events_ipc, events_tcp) if endpoint]
         self._report = report or (lambda topic, data: None)
-        self._bound = Endpoints()
+        self._bound = Endpoints(listen) if listen is not None else Endpoints()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: list[zmq.Socket[bytes]] = []
         self._channel: RouterChannel | None = None
@@ -134,6 +137,21 @@ class ZmqTransport:
         end = loop.time() + timeout_s
         while self._busy() and loop.time() < end:  # noqa: ASYNC110 - only at the end; an event would cost every reply a check
             await asyncio.sleep(0.005)
+
+    async def hand_over(self, timeout_s: float) -> None:
+        """Read no more, answer what was read, and close: for sockets that listen on without us.
+
+        That is done in a moment when nothing is under way, if one comes within QUIET_S. A request that was on its way is lost
+        with its connection, and our clients ask again; to refuse it would end it.
+        """
+        if self._channel is not None and self._dispatcher is not None:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + QUIET_S
+            while (self._dispatcher.in_flight or not self._channel.quiet) and loop.time() < end:  # noqa: ASYNC110 - once per life
+                await asyncio.sleep(0.001)
+            self._channel.pause()
+        await self.drain(timeout_s)
+        await self.close()
 
     def _busy(self) -> bool:
         if self._channel is None or self._dispatcher is None:

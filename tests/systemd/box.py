@@ -1,0 +1,310 @@
+"""A machine for a test: a real systemd as PID 1 of namespaces (`boot`), with the appliance installed as its package would.
+
+`start` takes about a second and `stop` is a power cut. Skips, with the exact reason, where the host cannot: no root, no
+cgroup2, no systemd or dbus, no namespaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+LONG_S = 60.0
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "HOME": "/root",
+}
+TREE = os.environ.get("APPLIANCE_TEST_TREE", "/")
+"""Another distribution's root, made by `mmdebstrap --include=systemd,systemd-sysv,dbus,libnss-systemd`; else the host's own."""
+
+INSTALL = """set -e
+if [ -d /usr/lib/appliance-python/lib ]; then
+    echo /usr/lib/appliance-python/lib > /etc/ld.so.conf.d/000-appliance.conf
+    ldconfig
+fi
+cd /mnt/systemd
+install -m 644 appliance.service appliance.socket appliance-gpu.service /etc/systemd/system/
+install -D -m 644 appliance.sysusers /usr/lib/sysusers.d/appliance.conf
+install -D -m 644 appliance.tmpfiles /usr/lib/tmpfiles.d/appliance.conf
+install -D -m 644 appliance.catalog /usr/lib/systemd/catalog/appliance.catalog
+install -D -m 644 appliance.rules /usr/share/polkit-1/rules.d/50-appliance.rules
+systemd-sysusers appliance.conf
+mkdir -p /etc/appliance
+[ -e /etc/appliance/appliance.toml ] || : > /etc/appliance/appliance.toml
+systemd-tmpfiles --create appliance.conf
+journalctl --update-catalog
+systemctl daemon-reload
+"""
+
+
+def why_not() -> str:
+    """Why no box can be had here; empty if one can."""
+    if os.geteuid() != 0:
+        return "needs root, to make namespaces and cgroups"
+    for path in (f"{TREE}/lib/systemd/systemd", f"{TREE}/usr/bin/dbus-daemon", "/usr/bin/nsenter"):
+        if not Path(path).exists():
+            return f"needs {path}"
+    if not any(kind == "" for kind, _ in _cgroups()):
+        return "no cgroup2 hierarchy is mounted here"
+    return ""
+
+
+class Box:
+    """One machine. `state`: a folder that keeps its disk between boots. `hybrid`: with the host's v1 memory limits."""
+
+    def __init__(self, *, state: Path | None = None, hybrid: bool = False) -> None:
+        self.pid = 0
+        self._state = state
+        self._hybrid = hybrid
+        self._scratch = Path(tempfile.mkdtemp(prefix="appliance-box-"))
+        self._process: subprocess.Popen[str] | None = None
+        self._notify: socket.socket | None = None
+        self._leaves: list[Path] = []
+
+    def start(self) -> Box:
+        """Boot, and install the appliance."""
+        for name in ("fs", "notify"):
+            (self._scratch / name).mkdir(exist_ok=True)
+        wanted = {"": True, "memory": self._hybrid, "pids": self._hybrid, "name=systemd": self._hybrid}
+        for kind, parent in _cgroups():
+            if wanted.get(kind):
+                leaf = Path(parent) / self._scratch.name
+                leaf.mkdir()
+                self._leaves.append(leaf)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        (self._scratch / "notify/socket").unlink(missing_ok=True)
+        self._notify.bind(str(self._scratch / "notify/socket"))
+        ready: queue.Queue[bool] = queue.Queue()
+        threading.Thread(target=_drain, args=(self._notify, ready), daemon=True).start()
+        spec = {
+            "tree": TREE,
+            "state": str(self._state) if self._state else "",
+            "hybrid": self._hybrid,
+            "scratch": str(self._scratch),
+            "notify": str(self._scratch / "notify"),
+            "cgroups": [str(leaf) for leaf in self._leaves],
+            "binds": self._binds(),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "boot.py"), json.dumps(spec)], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            pytest.skip(f"this host gives no namespaces (boot ended with {self._process.wait()})")
+        self.pid = int(line)
+        ready.get(timeout=LONG_S)
+        self.run("sh", "-c", INSTALL)
+        return self
+
+    def _binds(self) -> list[tuple[str, str, bool]]:
+        """What the package would bring: an interpreter, its libraries, our code, below /usr/lib."""
+        venv = self._scratch / "venv"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages = venv / "lib" / version / "site-packages"
+        if not venv.exists():
+            packages.mkdir(parents=True)
+            (venv / "bin").mkdir()
+            (venv / "libexec").mkdir()
+            base = "/usr" if sys.base_prefix == "/usr" else "/usr/lib/appliance-python"
+            (venv / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
+            (venv / "bin/python").symlink_to(f"{base}/bin/{version}")
+            (packages / "appliance.pth").write_text("/usr/lib/appliance-source\n/usr/lib/appliance-packages\n")
+            command = venv / "bin/appliance"
+            command.write_text("#!/usr/lib/appliance/bin/python\nfrom appliance.cli.main import main\nmain()\n")
+            command.chmod(0o755)
+            shutil.copy(ROOT / "systemd/wait-for-gpu", venv / "libexec")
+            self._scratch.chmod(0o755)
+        import zmq
+
+        binds = [
+            (str(venv), "/usr/lib/appliance", True),
+            (str(ROOT / "appliance"), "/usr/lib/appliance-source/appliance", True),
+            (str(Path(zmq.__file__).parents[1]), "/usr/lib/appliance-packages", True),
+            (str(ROOT / "systemd"), "/mnt/systemd", True),
+            (str(ROOT / "models"), "/mnt/models", True),
+            (str(HERE), "/mnt/tests", True),
+        ]
+        if sys.base_prefix != "/usr":
+            binds.append((sys.base_prefix, "/usr/lib/appliance-python", True))
+        return binds
+
+    def stop(self) -> None:
+        """Cut the power, and take everything away but the disk in `state`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+            deadline = time.monotonic() + LONG_S
+            while Path(f"/proc/{self.pid}/root/etc").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        for leaf in self._leaves:
+            _remove_cgroup(leaf)
+        self._leaves.clear()
+        if self._notify is not None:
+            # a close alone does not end the thread that waits in recv
+            with contextlib.suppress(OSError):
+                self._notify.shutdown(socket.SHUT_RDWR)
+            self._notify.close()
+            self._notify = None
+
+    def remove(self) -> None:
+        """Stop for good."""
+        self.stop()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def command(self, *command: str) -> list[str]:
+        """The command line that runs something as root inside."""
+        return [
+            "nsenter",
+            f"--target={self.pid}",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "--net",
+            "--",
+            *command,
+        ]
+
+    def run(
+        self, *command: str, check: bool = True, stdin: str = "", timeout: float = LONG_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside; its output is part of the failure."""
+        done = subprocess.run(
+            self.command(*command),
+            env=ENVIRONMENT,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}\n{self.log()}")
+        return done
+
+    def log(self) -> str:
+        """The end of the journal of the service."""
+        line = self.command("journalctl", "--no-pager", "-n", "40", "-o", "short-monotonic", "-u", "appliance.service")
+        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=LONG_S, check=False).stdout
+
+    def write(self, path: str, text: str) -> None:
+        """A file inside, and the folders above it."""
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat > "$0"', path, stdin=text)
+
+    def python(self, code: str, *arguments: str, check: bool = True) -> str:
+        """Run Python with the appliance's packages inside; what it printed."""
+        return self.run("/usr/lib/appliance/bin/python", "-c", code, *arguments, check=check).stdout
+
+    def show(self, name: str, unit: str = "appliance.service") -> str:
+        """A property of a unit."""
+        return self.run("systemctl", "show", "--value", "-p", name, unit).stdout.strip()
+
+    def wait_until(self, name: str, wanted: str, unit: str = "appliance.service", limit_s: float = LONG_S) -> None:
+        """Until a property of a unit has this value."""
+        deadline = time.monotonic() + limit_s
+        while (found := self.show(name, unit)) != wanted:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{name} is {found!r}, not {wanted!r}, after {limit_s:g} s\n{self.log()}")
+            time.sleep(0.02)
+
+    def journal(self, *matches: str) -> list[dict[str, Any]]:
+        """Entries of the journal."""
+        self.run("journalctl", "--sync")
+        text = self.run("journalctl", "--no-pager", "-o", "json", *matches, check=False).stdout
+        return [json.loads(line) for line in text.splitlines()]
+
+    # --- the appliance ---
+
+    def loopback(self, name: str, manifest: str = "", **parameters: str) -> None:
+        """A model of the engine that obeys."""
+        lines = "\n".join(f'{key} = "{value}"' for key, value in parameters.items())
+        folder = f"/var/lib/appliance/models/{name}"
+        self.write(f"{folder}/model.toml", f'engine = "loopback"\n{manifest}\n[parameters]\n{lines}\n')
+        self.run("mkdir", "-p", f"{folder}/1")
+        self.run("chmod", "-R", "a+rX", folder)
+
+    def configure(self, text: str) -> None:
+        """Replace appliance.toml."""
+        self.write("/etc/appliance/appliance.toml", text)
+
+    def dropin(self, text: str, unit: str = "appliance.service") -> None:
+        """A drop-in of the site."""
+        self.write(f"/etc/systemd/system/{unit}.d/test.conf", text)
+        self.run("systemctl", "daemon-reload")
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Our own command inside, as root."""
+        return self.run("/usr/lib/appliance/bin/appliance", *arguments, check=check)
+
+    def start_load(self, kind: str, clients: int = 4, model: str = "echo") -> subprocess.Popen[str]:
+        """Clients that ask one request after another until `end_load`."""
+        return subprocess.Popen(
+            self.command("/usr/lib/appliance/bin/python", "/mnt/tests/load.py", kind, str(clients), model),
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def end_load(self, load: subprocess.Popen[str]) -> dict[str, Any]:
+        """What the clients met: {"requests", "failed", "worst_ms", "errors"}."""
+        result: dict[str, Any] = json.loads(load.communicate(timeout=LONG_S)[0])
+        return result
+
+
+def _drain(notify: socket.socket, ready: queue.Queue[bool]) -> None:
+    """To the end: with a full queue, PID 1 would wait in sendmsg, and everything with it."""
+    with contextlib.suppress(OSError):
+        while data := notify.recv(8192):
+            if b"READY=1" in data.split(b"\n"):
+                ready.put(True)
+
+
+def _cgroups() -> list[tuple[str, str]]:
+    """(controllers, our directory) of every hierarchy; "" is cgroup2."""
+    own = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        own[names] = path.lstrip("/")
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ")
+        kind, _, options = right.split(" ")[:3]
+        point = left.split()[4]
+        if kind == "cgroup2" and "" in own:
+            found[""] = str(Path(point) / own[""])
+        elif kind == "cgroup":
+            for name in own:
+                if name and name in options.split(","):
+                    found[name] = str(Path(point) / own[name])
+    return list(found.items())
+
+
+def _remove_cgroup(leaf: Path) -> None:
+    deadline = time.monotonic() + 10
+    while leaf.exists() and time.monotonic() < deadline:
+        for directory, _, _ in os.walk(leaf, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(directory).rmdir()
+        time.sleep(0.01)

@@ -1,0 +1,62 @@
+"""The unit files as text: what systemd's own checkers say of them, and that every directive has its reason."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "systemd"
+WANTED_EXPOSURE = 14
+"""Ten times the score."""
+
+pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+
+
+def directives(path: Path) -> list[str]:
+    return re.findall(r"^([A-Z][A-Za-z]+)=", path.read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The units with commands that exist here."""
+    for path in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
+        text = re.sub(r"/usr/lib/appliance/(bin|libexec)/[a-z-]+", "/bin/true", path.read_text())
+        (tmp_path / path.name).write_text(text)
+    return tmp_path
+
+
+def test_systemd_finds_nothing_to_complain_of(installed: Path) -> None:
+    units = [str(path) for path in sorted(installed.glob("appliance*"))]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "dropin", ["", "limits.conf", "strict-cpu-only.conf", "credentials.conf", "tensorrt-builder.conf"]
+)
+def test_the_exposure_stays_as_low_as_it_is(installed: Path, dropin: str) -> None:
+    unit = installed / "appliance.service"
+    if dropin:
+        unit.write_text(unit.read_text() + "\n" + (UNITS / "dropins" / dropin).read_text())
+    line = ["systemd-analyze", "security", "--offline=yes", f"--threshold={WANTED_EXPOSURE}", str(unit)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_PAGER": ""})
+    assert done.returncode == 0, done.stdout[-500:]
+
+
+def test_every_directive_has_its_reason() -> None:
+    text = (UNITS / "README.md").read_text()
+    unexplained = {name for name in directives(UNITS / "appliance.service") if f"`{name}=" not in text}
+    assert not unexplained
+
+
+def test_nothing_of_the_wheel_leaves_the_units_out() -> None:
+    text = (ROOT / "MANIFEST.in").read_text()
+    assert "recursive-include systemd *" in text
