@@ -213,16 +213,20 @@ def main() -> int:
         for leaf in spec["cgroups"]:
             (Path(leaf) / "cgroup.procs").write_text("0")
         check(LIBC.unshare(NEW_NAMESPACES), "unshare")
-    except OSError:
+    except OSError as error:
+        sys.stderr.write(f"box: {error}\n")
         return CANNOT
     pid = os.fork()
     if pid == 0:
         try:
             LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             become_init(spec)
-        except BaseException:
-            pass
+        except BaseException as error:  # a process boundary: it ends here, and says why
+            sys.stderr.write(f"box: {error}\n")
+            sys.stderr.flush()
         os._exit(1)
+    sys.stdout.write(f"{pid}\n")
+    sys.stdout.flush()
     os.waitpid(pid, 0)
     return 0
 

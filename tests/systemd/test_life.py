@@ -97,7 +97,7 @@ def test_a_hung_loop_is_ended_by_the_watchdog_and_serves_again(box: Box) -> None
     box.dropin("[Service]\nWatchdogSec=2s\n")
     box.run("systemctl", "start", "appliance.service")
     pid = box.show("MainPID")
-    box.run("kill", "-STOP", pid)
+    box.run("sh", "-c", f"kill -STOP {pid}")
     box.wait_until("NRestarts", "1")
     box.wait_until("ActiveState", "active")
     assert box.show("MainPID") != pid
@@ -125,8 +125,7 @@ def test_a_required_model_that_answers_nobody_for_long_makes_it_begin_anew(box: 
     pid = box.show("MainPID")
     worker = worker_pid(box, "echo")
     template = Path(f"/proc/{box.pid}/root/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1]
-    box.run("kill", "-STOP", template)
-    box.run("kill", "-KILL", worker)
+    box.run("sh", "-c", f"kill -STOP {template}; kill -KILL {worker}")
     box.wait_until("NRestarts", "1")
     box.wait_until("ActiveState", "active")
     assert box.show("MainPID") != pid
@@ -146,7 +145,7 @@ def test_a_killed_worker_costs_no_request(box: Box) -> None:
     box.run("systemctl", "start", "appliance.service")
     load = box.start_load("http", model="plain")
     for _ in range(3):
-        box.run("kill", "-KILL", worker_pid(box, "plain"))
+        box.run("sh", "-c", f"kill -KILL {worker_pid(box, 'plain')}")
         box.wait_until("ActiveState", "active")
     result = box.end_load(load)
     assert result["failed"] == 0, result
