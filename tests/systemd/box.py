@@ -189,16 +189,22 @@ class Box:
     def run(
         self, *command: str, check: bool = True, stdin: str = "", timeout: float = LONG_S
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside; its output is part of the failure."""
-        done = subprocess.run(
-            self.command(*command),
-            env=ENVIRONMENT,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        """Run a command inside; its output is part of the failure.
+
+        Into files, not pipes: what the command leaves running inside would hold a pipe open, and us with it.
+        """
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            line = self.command(*command)
+            try:
+                ended = subprocess.run(
+                    line, env=ENVIRONMENT, input=stdin, stdout=out, stderr=err, text=True, timeout=timeout, check=False
+                )
+            except subprocess.TimeoutExpired as error:
+                out.seek(0)
+                raise AssertionError(f"{command} did not end within {timeout:g} s: {out.read()[-2000:]}") from error
+            out.seek(0)
+            err.seek(0)
+            done = subprocess.CompletedProcess(command, ended.returncode, out.read(), err.read())
         if check and done.returncode:
             raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}\n{self.log()}")
         return done
