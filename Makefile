@@ -51,11 +51,11 @@ bench: $(VENV)/.dev ## measure against the limits of this machine (ARGS="--quick
 	@$(BIN)/python tools/bench.py $(ARGS)
 
 deb: $(VENV)/.dev ## build the Debian 12 package into dist/ (wheels once with a network, then offline and bit by bit the same)
-	@test -d build/wheelhouse || $(BIN)/python tools/packaging/build_deb.py --download
-	@$(BIN)/python tools/packaging/build_deb.py $(ARGS)
+	@test -d build/wheelhouse || $(BIN)/python tools/distribution/build_deb.py --download
+	@$(BIN)/python tools/distribution/build_deb.py $(ARGS)
 
 wheel: $(VENV)/.dev ## build the wheel and the source archive into dist/
-	@$(BIN)/python tools/packaging/build_wheel.py
+	@$(BIN)/python tools/distribution/build_wheel.py
 
 train: ## train the example model anew, in an environment of its own (.venv-train)
 	@test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train

@@ -496,6 +496,7 @@ class Daemon:
             hanging = await self._monitor.close()
             if hanging:
                 log.warning("sensors.hanging", extra={"fields": {"threads": hanging}})
+        reload.forget(self._runtime_dir)
         if self._recorder is not None:
             self._tell("daemon.stop", reason=self._stop_reason)
             await asyncio.to_thread(self._recorder.close)

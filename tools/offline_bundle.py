@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.packaging import build_deb, environment
-from tools.packaging.build_wheel import ROOT
+from tools.distribution import build_deb, environment
+from tools.distribution.build_wheel import ROOT
 
 
 def main() -> int:

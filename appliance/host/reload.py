@@ -7,6 +7,7 @@ one ended. It needs no listener of ours, so it works with HTTP switched off and 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -45,6 +46,12 @@ def write(runtime_dir: Path, outcome: Outcome) -> None:
     new = path.with_suffix(".new")
     new.write_bytes(msgspec.json.encode(outcome))
     new.replace(path)
+
+
+def forget(runtime_dir: Path) -> None:
+    """Leave no outcome behind: the daemon ends."""
+    with contextlib.suppress(OSError):
+        path_in(runtime_dir).unlink(missing_ok=True)
 
 
 def read(runtime_dir: Path) -> Outcome | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.packaging.build_wheel import ROOT, copy_sources
+from tools.distribution.build_wheel import ROOT, copy_sources
 
 UNITS = ROOT / "systemd" if (ROOT / "systemd" / "appliance.service").is_file() else Path(__file__).parent / "units"
 """What is shipped, else the least that starts."""
@@ -22,7 +22,7 @@ def wheelhouse() -> Path:
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the package is for Python 3.11")
     if not any(folder.glob("pip-*.whl")):
-        build = [sys.executable, "tools/packaging/build_deb.py", "--download", "--wheelhouse", str(folder)]
+        build = [sys.executable, "tools/distribution/build_deb.py", "--download", "--wheelhouse", str(folder)]
         ended = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             pytest.skip(f"the wheels cannot be had: {ended.stderr[-300:]}")
@@ -31,7 +31,14 @@ def wheelhouse() -> Path:
 
 def build_deb(wheelhouse: Path, output: Path, *more: str, **environment: str) -> Path:
     """Build the package as `make deb` does."""
-    command = [sys.executable, "tools/packaging/build_deb.py", "--wheelhouse", str(wheelhouse), "--output", str(output)]
+    command = [
+        sys.executable,
+        "tools/distribution/build_deb.py",
+        "--wheelhouse",
+        str(wheelhouse),
+        "--output",
+        str(output),
+    ]
     command += ["--units", str(UNITS), *more]
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.packaging.conftest import project_wheel
-from tools.packaging.build_wheel import ROOT
+from tools.distribution.build_wheel import ROOT
 
 pytestmark = pytest.mark.slow
 

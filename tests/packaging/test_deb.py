@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.conftest import build_deb
-from tools.packaging.build_wheel import ROOT
+from tools.distribution.build_wheel import ROOT
 
 pytestmark = pytest.mark.slow
 

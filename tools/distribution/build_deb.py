@@ -1,7 +1,7 @@
 """Builds the Debian 12 package: offline, and twice the same bytes for the same sources and wheels.
 
-    python tools/packaging/build_deb.py --download            # fill build/wheelhouse, once, with a network
-    python tools/packaging/build_deb.py --output dist         # build dist/appliance_VERSION_amd64.deb, without one
+    python tools/distribution/build_deb.py --download            # fill build/wheelhouse, once, with a network
+    python tools/distribution/build_deb.py --output dist         # build dist/appliance_VERSION_amd64.deb, without one
 
 Nothing here depends on the time, the folder or the order of a folder's files: times are SOURCE_DATE_EPOCH (else the last
 commit's), owners are root, modes are set, and what names the build machine is removed. dpkg-deb is all it needs.
@@ -24,8 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.packaging import environment, manpages, units
-from tools.packaging.environment import PREFIX, PYTHON, ROOT, BuildError
+from tools.distribution import environment, manpages, units
+from tools.distribution.environment import PREFIX, PYTHON, ROOT, BuildError
 
 PACKAGE = "appliance"
 ARCHITECTURE = "amd64"

@@ -1,6 +1,6 @@
 """Builds the wheel and the source archive from a copy of the sources, with setuptools' own hooks and nothing else.
 
-python tools/packaging/build_wheel.py --output dist
+python tools/distribution/build_wheel.py --output dist
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.packaging.build_wheel import ROOT, copy_sources
+from tools.distribution.build_wheel import ROOT, copy_sources
 
 PREFIX = "usr/lib/appliance"
 PYTHON = "3.11"
