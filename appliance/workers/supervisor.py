@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -213,7 +214,7 @@ class Supervisor:
                 ErrorCode.UNAVAILABLE, "no worker process could be started", retry_after_s=1.0
             ) from error
         except asyncio.CancelledError:
-            # nobody wants it any more: it ends when it finds its socket closed
+            # nobody wants it any more: it is ended when the template says that it runs
             self.close_worker(link)
             raise
         finally:
@@ -249,7 +250,7 @@ class Supervisor:
             if isinstance(message, Forked):
                 waiting = self._forks.get(message.worker)
                 if link is None or waiting is None or waiting.done():
-                    os.close(descriptors[0])
+                    _end_unwanted(descriptors[0])
                     continue
                 link.started(message.pid, descriptors[0])
                 waiting.set_result(message)
@@ -289,6 +290,16 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     return ours, theirs
+
+
+def _end_unwanted(pidfd: int) -> None:
+    """A worker that came up after whoever asked for it had gone away."""
+    try:
+        # a worker that found its socket closed may have ended by itself
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
 
 
 def _warm_up_sizes(rows: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,13 @@ class House:
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
+
+    def wait_for_children(self, wanted: list[psutil.Process]) -> None:
+        """Until its processes are these. One that is being forked, or is ending, is given its time."""
+        end = time.monotonic() + LONG_S
+        while self.children() != wanted:
+            assert time.monotonic() < end, f"its processes are {self.children()}, not {wanted}"
+            time.sleep(0.02)
 
     def worker_pids(self, model: str) -> list[int]:
         from appliance.cli.connection import Appliance

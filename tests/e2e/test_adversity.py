@@ -279,8 +279,8 @@ def test_an_unload_does_not_wait_for_a_load_that_hangs(house: House) -> None:
     assert not loading.is_alive()
     assert refused, "the load was answered as if it had succeeded"
     assert "unloaded while it was loaded" in refused[0]
-    psutil.wait_procs([child for child in house.children() if child not in before], timeout=LONG_S)
-    assert house.children() == before, "its worker is still there"
+    # the template may have been at forking it when the unload came: it is ended as soon as it is there
+    house.wait_for_children(before)
     assert not house.stop()
 
 

@@ -133,6 +133,19 @@ async def test_what_cannot_be_loaded_is_unavailable_with_its_reason_and_leaves_n
     assert psutil.Process(supervisor.template_pid).children() == []
 
 
+async def test_a_load_cancelled_while_its_worker_is_forked_leaves_no_process(supervisor: Supervisor) -> None:
+    opening = asyncio.create_task(supervisor.open_instance("m:1", options(load="hang"), MANIFEST))
+    await asyncio.sleep(0)  # the template has been asked; its answer can only be read after this turn of the loop
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    # forked one after the other: when the second answers, the first has been there
+    second = await supervisor.open_instance("n:1", options(shape="4"), MANIFEST)
+    process = psutil.Process(second.link.pid)
+    others = [child for child in psutil.Process(supervisor.template_pid).children() if child != process]
+    assert psutil.wait_procs(others, timeout=30)[1] == []
+
+
 async def test_unloading_the_last_model_ends_the_process(supervisor: Supervisor) -> None:
     manifest = WorkerManifest(isolation="device", busy_poll_us=0)
     first = await supervisor.open_instance("a:1", options(shape="4"), manifest)
