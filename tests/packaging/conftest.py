@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.packaging.installed import InstalledBox
+from tests.systemd.box import why_not
 from tools.distribution.build_wheel import ROOT, copy_sources
 
 UNITS = ROOT / "systemd" if (ROOT / "systemd" / "appliance.service").is_file() else Path(__file__).parent / "units"
@@ -48,10 +51,31 @@ def build_deb(wheelhouse: Path, output: Path, *more: str, **environment: str) ->
 
 
 @pytest.fixture(scope="session")
-def deb(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def deb(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of this checkout; $APPLIANCE_DEB is one that was built already."""
+    if given := os.environ.get("APPLIANCE_DEB"):
+        return Path(given)
+    wheelhouse: Path = request.getfixturevalue("wheelhouse")
     if not Path("/usr/bin/dpkg-deb").exists():
         pytest.skip("no dpkg-deb here")
     return build_deb(wheelhouse, tmp_path_factory.mktemp("deb"))
+
+
+@pytest.fixture(scope="module")
+def installed(deb: Path) -> Iterator[InstalledBox]:
+    """A booted machine on which `dpkg -i` has just installed the package, which enables and starts nothing.
+
+    One for a module; a module whose tests change it in ways that others would notice cleans up or makes its own.
+    """
+    if reason := why_not():
+        pytest.skip(reason)
+    box = InstalledBox(deb)
+    try:
+        box.start()
+        box.install(deb)
+        yield box
+    finally:
+        box.remove()
 
 
 @pytest.fixture(scope="session")

@@ -110,8 +110,12 @@ class Box:
             pytest.skip(f"this host gives no namespaces (boot ended with {self._process.wait()})")
         self.pid = int(line)
         ready.get(timeout=LONG_S)
-        self.run("sh", "-c", INSTALL)
+        self._install()
         return self
+
+    def _install(self) -> None:
+        """What the package's scripts would do, for the sources that `_binds` brought."""
+        self.run("sh", "-c", INSTALL)
 
     def _binds(self) -> list[tuple[str, str, bool]]:
         """What the package would bring: an interpreter, its libraries, our code, below /usr/lib."""
