@@ -22,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 import typer
 
+from appliance.cli import book
 from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, print_json
@@ -38,12 +39,13 @@ STA_UNSYNC = 0x0040
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found, and what to do if that is not good."""
+    """What one check found, what to do if that is not good, and the section of the book that says more."""
 
     check: str
     grade: Grade
     text: str
     fix: str = ""
+    see: str = ""
 
 
 class Patient(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ def register(app: typer.Typer) -> None:
 def doctor(url: URL = None, as_json: JSON = False) -> None:
     """Look at everything that could be wrong here, and say what to do about it. Exit status 1 if something must be done."""
     findings, patient = _examine(url)
+    findings = [_pointed(finding) for finding in findings]
     if as_json:
         print_json(msgspec.to_builtins(findings))
     else:
@@ -101,6 +104,10 @@ def _examine(url: str | None) -> tuple[list[Finding], Patient | None]:
     return findings, patient
 
 
+def _pointed(finding: Finding) -> Finding:
+    return msgspec.structs.replace(finding, see=finding.see or book.pointer(finding.check))
+
+
 def _show(findings: list[Finding], *, running: bool) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -115,12 +122,15 @@ def _show(findings: list[Finding], *, running: bool) -> None:
     for finding in findings:
         style = styles[finding.grade]
         table.add_row(Text(MARKS[finding.grade], style), Text(finding.check), Text(finding.text))
-        if finding.fix and finding.grade in ("warning", "error"):
-            table.add_row("", "", Text(f"→ {finding.fix}", style))
+        if finding.grade in ("warning", "error"):
+            says_more = f"see {finding.see}" if finding.see else ""
+            table.add_row("", "", Text(f"→ {'; '.join(filter(None, (finding.fix, says_more)))}", style))
     console.print(table)
     errors, warnings = (sum(finding.grade == grade for finding in findings) for grade in ("error", "warning"))
     verdict = f"{errors} to mend, {warnings} to know about" if errors or warnings else "nothing to do"
     console.print(f"\n{verdict}{'' if running else '; no appliance is running'}")
+    if errors or warnings:
+        console.print(f"{book.BOOK} is {book.place()}", soft_wrap=True)
 
 
 # --- the checks -----------------------------------------------------------------------------------------------------------
@@ -141,7 +151,8 @@ def _running(patient: Patient) -> Iterator[Finding]:
             yield Finding("models", "error", text, f"mend it, then: appliance models load {model['name']}")
     for finding in patient.status.get("findings") or ():
         grade: Grade = "error" if finding["severity"] == "error" else "warning"
-        yield Finding("hardware", grade, finding["text"], finding.get("fix", ""))
+        see = book.pointer("hardware", finding.get("code", ""))
+        yield Finding("hardware", grade, finding["text"], finding.get("fix", ""), see)
 
 
 def _packages(_patient: Patient) -> Iterator[Finding]:
@@ -303,14 +314,15 @@ def _permissions(patient: Patient) -> Iterator[Finding]:
 
 
 def _engines(patient: Patient) -> Iterator[Finding]:
-    from appliance.building.store import EngineStore
+    from appliance.building.store import KEY_FILE, EngineStore
     from appliance.lifecycle.compilation import engines_path
 
     path = engines_path(patient.config)
     if not path.is_dir():
         yield Finding("engines", "note", "none was built here")
         return
-    entries = EngineStore(path).entries()
+    # without a key none is ours; the store would make one, and who looks must change nothing
+    entries = EngineStore(path).entries() if (path / KEY_FILE).is_file() else []
     folders = [folder for model in path.iterdir() if model.is_dir() for folder in model.iterdir() if folder.is_dir()]
     damaged = len([folder for folder in folders if not folder.name.startswith(".")]) - len(entries)
     failed = [entry for entry in entries if entry.sidecar.verified == "failed"]
