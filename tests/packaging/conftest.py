@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def deb(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     wheelhouse: Path = request.getfixturevalue("wheelhouse")
     if not Path("/usr/bin/dpkg-deb").exists():
         pytest.skip("no dpkg-deb here")
-    return build_deb(wheelhouse, tmp_path_factory.mktemp("deb"))
+    return build_deb(wheelhouse, tmp_path_factory.mktemp("deb"), "--uncompressed")
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,26 @@ def installed(deb: Path) -> Iterator[InstalledBox]:
         box.remove()
 
 
-@pytest.fixture(scope="session")
-def newer_deb(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_deb(wheelhouse, tmp_path_factory.mktemp("newer"), "--version", "9.9.9")
+def changed_deb(deb: Path, folder: Path, version: str, change: Callable[[Path], None] = lambda _: None) -> Path:
+    """The package as another release, in which `change` may alter the installed tree. Seconds, where a build takes a minute."""
+    from appliance import __version__
+
+    tree = folder / version
+    subprocess.run(["dpkg-deb", "--raw-extract", str(deb), str(tree)], check=True)
+    control = tree / "DEBIAN/control"
+    control.write_text(control.read_text().replace(f"Version: {__version__}", f"Version: {version}"))
+    package = tree / target().packages / "appliance"
+    (package / "__init__.py").write_text(
+        (package / "__init__.py").read_text().replace(f'"{__version__}"', f'"{version}"')
+    )
+    change(tree)
+    # bytecode is never looked at twice: what was changed needs new one, made when it starts
+    for stale in package.glob("__pycache__"):
+        shutil.rmtree(stale)
+    made = folder / f"appliance_{version}+deb{target().debian}_amd64.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(made)], check=True)
+    shutil.rmtree(tree)
+    return made
 
 
 def project_wheel(folder: Path, version: str, *, breaks: bool = False) -> Path:
