@@ -6,6 +6,7 @@ fixture `installed`; a test that needs another life (two releases, a power cut, 
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,18 @@ class InstalledBox(Box):
         """Any other command of dpkg; it asks no questions."""
         environment = ("env", "DEBIAN_FRONTEND=noninteractive", "TERM=dumb")
         return self.run(*environment, "dpkg", *arguments, check=check, timeout=DPKG_LIMIT_S)
+
+    def version(self) -> str:
+        """The release that answers."""
+        return str(json.loads(self.run("appliance", "status", "--json").stdout)["status"]["version"])
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at that path."""
+        return self.run("test", "-e", path, check=False).returncode == 0
+
+    def text(self, path: str) -> str:
+        """A file's text."""
+        return self.run("cat", path).stdout
 
     def _install(self) -> None:
         """Nothing: the package does."""

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-UNITS = "lib/systemd/system"
-"""Debian 12's folder for a package's units; /lib is a link to usr/lib."""
-
 SUFFIXES = (".service", ".socket", ".target", ".slice", ".timer", ".path")
 NAMED = {
     "sysusers": "usr/lib/sysusers.d/appliance.conf",
@@ -19,8 +16,8 @@ DOC = "usr/share/doc/appliance"
 PROGRAMS = "usr/lib/appliance/libexec"
 
 
-def destination(name: str) -> str:
-    """Where the file at that path below systemd/ is installed, below the root.
+def destination(name: str, units: str) -> str:
+    """Where the file at that path below systemd/ is installed, below the root; `units` is the folder of units there.
 
     Units go to the units' folder; sysusers, tmpfiles, catalog and polkit rules to theirs; a name without a suffix is a program
     that units call; everything else (drop-ins to copy) is an example.
@@ -28,14 +25,14 @@ def destination(name: str) -> str:
     path = PurePosixPath(name)
     if len(path.parts) == 1:
         if path.suffix in SUFFIXES:
-            return f"{UNITS}/{name}"
+            return f"{units}/{name}"
         for word, place in NAMED.items():
             if word in path.name and path.suffix in (".conf", f".{word}"):
                 return place
         if path.suffix == ".catalog":
             return "usr/lib/systemd/catalog/appliance.catalog"
         if path.suffix == ".rules":
-            return f"usr/share/polkit-1/rules.d/{name}"
+            return f"usr/share/polkit-1/rules.d/50-{name}"
         if name == "README.md":
             return f"{DOC}/systemd.md"
         if not path.suffix:
