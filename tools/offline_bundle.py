@@ -1,10 +1,11 @@
 """Makes an offline bundle from this checkout: the Debian package or the wheels, with models, for boxes without a network.
 
-    python tools/offline_bundle.py --key maker.key --deb dist/appliance.bundle
+    python tools/offline_bundle.py --key maker.key dist/appliance.bundle --deb
     python tools/offline_bundle.py --key maker.key --wheels --models models --part-size 64M dist/appliance.bundle
 
 Wheels are the pinned ones of requirements/cpu.txt for that Debian's Python, from build/wheelhouse-PYTHON, filled at first.
-The rest of the line goes to `appliance bundle create`, which signs and writes.
+The rest of the line goes to `appliance bundle create`, which signs and writes. Beside the bundle it lays install_appliance.py,
+which a box without the appliance needs once: `python3 install_appliance.py NAME.bundle --key maker.pub`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def main() -> int:
     """Build the release and bundle it; the exit status of `bundle create`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--deb", action="store_true", help="with the Debian package")
+    kind.add_argument(
+        "--deb", nargs="?", const="", metavar="PACKAGE", help="with the Debian package: that one, else one built now"
+    )
     kind.add_argument("--wheels", action="store_true", help="with wheels, for a slot")
     parser.add_argument(
         "--debian", choices=environment.TARGETS, default=build_deb.this_debian(), help="for which release"
@@ -39,11 +42,13 @@ def main() -> int:
     target = environment.TARGETS[options.debian]
     wheelhouse = options.wheelhouse or environment.wheelhouse(target)
     try:
+        rest += ["--version", options.version, "--python", target.python, "--with-installer"]
+        if options.deb:
+            return create("--release", options.deb, "--system", f"debian-{target.debian}", *rest)
         if not any(wheelhouse.glob("*.whl")):
             environment.download(wheelhouse, target)
         with tempfile.TemporaryDirectory() as work:
-            rest += ["--version", options.version, "--python", target.python]
-            if options.deb:
+            if options.deb is not None:
                 package = build_deb.build(
                     wheelhouse,
                     Path(work),

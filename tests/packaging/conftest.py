@@ -114,6 +114,13 @@ def changed_deb(deb: Path, folder: Path, version: str, change: Callable[[Path], 
     return made
 
 
+def breaks_on_start(tree: Path) -> None:
+    """A change for `changed_deb`: it is installed, answers its command line, and ends as soon as it shall serve."""
+    (tree / target().packages / "appliance/daemon.py").write_text(
+        "raise RuntimeError('this release breaks on start')\n"
+    )
+
+
 def project_wheel(folder: Path, version: str, *, breaks: bool = False) -> Path:
     """This checkout as a wheel of another version; one that breaks ends as soon as it shall serve."""
     from appliance import __version__

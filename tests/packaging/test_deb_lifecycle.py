@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import changed_deb, target
+from tests.packaging.conftest import breaks_on_start, changed_deb, target
 from tests.packaging.installed import InstalledBox
 from tests.systemd.box import why_not
 
@@ -143,11 +143,7 @@ def test_a_new_default_configuration_is_put_beside_a_changed_one(
 def test_a_release_that_breaks_on_start_is_installed_and_said_so_and_the_old_package_ends_it_without_a_lost_request(
     machine: Callable[..., InstalledBox], deb: Path, tmp_path: Path
 ) -> None:
-    def change(tree: Path) -> None:
-        module = tree / target().packages / "appliance/daemon.py"
-        module.write_text("raise RuntimeError('this release breaks on start')\n")
-
-    broken = changed_deb(deb, tmp_path, "9.9.9", change)
+    broken = changed_deb(deb, tmp_path, "9.9.9", breaks_on_start)
     box = machine(broken)
     serve(box)
     load = box.start_load("http", clients=2, model="plain")

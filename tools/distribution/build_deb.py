@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from appliance.release import system
 from tools.distribution import environment, manpages, units
 from tools.distribution.environment import PREFIX, ROOT, TARGETS, BuildError, Target
 
@@ -34,7 +35,6 @@ PACKAGE = "appliance"
 ARCHITECTURE = "amd64"
 FILES = Path(__file__).parent / "debian"
 MAINTAINER = "Appliance maintainers <appliance@packages.debian.org>"
-DOC = units.DOC
 SCRIPTS = ("postinst", "prerm", "postrm")
 
 CONTROL = """\
@@ -162,7 +162,7 @@ def _stage(tree: Path, target: Target, units_folder: Path, version: str, epoch: 
     texts: dict[str, str] = {}
     for source in sorted(path for path in units_folder.rglob("*") if path.is_file()):
         name = source.relative_to(units_folder).as_posix()
-        place = units.destination(name, target.units)
+        place = system.destination(name, target.units)
         _write(tree / place, source.read_bytes())
         if place.startswith(target.units):
             texts[name] = source.read_text()
@@ -176,15 +176,16 @@ def _stage(tree: Path, target: Target, units_folder: Path, version: str, epoch: 
         _write(tree / "usr/share/man/man1" / f"{name}.gz", _gzip(text.encode()))
     for place, text in manpages.completions().items():
         _write(tree / place, text.encode())
-    _write(tree / DOC / "changelog.gz", _gzip(_changelog(debian_version(version, target), epoch).encode()))
-    _write(tree / DOC / "CHANGELOG.md.gz", _gzip((ROOT / "CHANGELOG.md").read_bytes()))
+    _write(tree / system.DOC / "changelog.gz", _gzip(_changelog(debian_version(version, target), epoch).encode()))
+    _write(tree / system.DOC / "CHANGELOG.md.gz", _gzip((ROOT / "CHANGELOG.md").read_bytes()))
     for source in sorted((ROOT / "docs").glob("*.md")):
         # systemd/README.md of the sources is systemd.md beside them here
-        _write(tree / DOC / source.name, source.read_text().replace("../systemd/README.md", "systemd.md").encode())
+        text = source.read_text().replace("../systemd/README.md", "systemd.md")
+        _write(tree / system.DOC / source.name, text.encode())
     for folder in ("prometheus", "grafana"):
         for source in sorted((ROOT / "docs" / folder).iterdir()):
-            _write(tree / DOC / folder / source.name, source.read_bytes())
-    _write(tree / DOC / "copyright", _copyright(tree, target).encode())
+            _write(tree / system.DOC / folder / source.name, source.read_bytes())
+    _write(tree / system.DOC / "copyright", _copyright(tree, target).encode())
     overrides = (FILES / "lintian-overrides").read_text().replace("@PYTHON@", target.python)
     _write(tree / "usr/share/lintian/overrides/appliance", overrides.encode())
     return units.enablable(texts)
@@ -240,7 +241,7 @@ def _depends(target: Target) -> list[str]:
 def _settle(tree: Path, epoch: int) -> None:
     """Modes by what a file is, and one time for all."""
     programs = {tree / PREFIX / "bin" / "appliance", *(tree / "DEBIAN" / name for name in SCRIPTS)}
-    programs.update((tree / units.PROGRAMS).glob("*"))
+    programs.update((tree / system.PROGRAMS).glob("*"))
     for path in [tree, *tree.rglob("*")]:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path in programs else 0o644)

@@ -14,13 +14,17 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("appliance", "models", "systemd", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE")
+SOURCES = (
+    "appliance", "models", "systemd", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE",
+    "tools/distribution/debian/appliance.toml",
+)  # fmt: skip
 
 HOOKS = """
 import sys
 from setuptools import build_meta
-print(build_meta.build_wheel(sys.argv[1]))
-print(build_meta.build_sdist(sys.argv[1]))
+target = sys.argv[1]  # setuptools puts its own words there
+print(build_meta.build_wheel(target))
+print(build_meta.build_sdist(target))
 """
 
 
@@ -55,6 +59,7 @@ def copy_sources(target: Path) -> None:
         if source.is_dir():
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", ".engines"))
         elif source.exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / name)
 
 
