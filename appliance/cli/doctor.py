@@ -69,7 +69,6 @@ def register(app: typer.Typer) -> None:
 def doctor(url: URL = None, as_json: JSON = False) -> None:
     """Look at everything that could be wrong here, and say what to do about it. Exit status 1 if something must be done."""
     findings, patient = _examine(url)
-    findings = [_pointed(finding) for finding in findings]
     if as_json:
         print_json(msgspec.to_builtins(findings))
     else:
@@ -86,7 +85,8 @@ def _examine(url: str | None) -> tuple[list[Finding], Patient | None]:
         problems = (
             "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         )
-        return [Finding("configuration", "error", problems, "mend it; `appliance config check` says more")], None
+        fix = "mend it; `appliance config check` says more"
+        return [_pointed(Finding("configuration", "error", problems, fix))], None
     status, workers = None, []
     with contextlib.suppress(CommandError):
         appliance = Appliance(url)
@@ -101,7 +101,7 @@ def _examine(url: str | None) -> tuple[list[Finding], Patient | None]:
             findings.append(
                 Finding(name, "warning", f"cannot be looked at: {type(error).__name__}: {error}", "report this")
             )
-    return findings, patient
+    return [_pointed(finding) for finding in findings], patient
 
 
 def _pointed(finding: Finding) -> Finding:

@@ -76,6 +76,14 @@ def desk(deb: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) 
 # --- what the machine has when a section is opened, and what is taken from it afterwards -----------------------------------
 
 
+def again(desk: Desk) -> None:
+    desk.shell("dpkg -i /media/stick/appliance_*_amd64.deb && systemctl enable --now appliance")
+
+
+def no_appliance(desk: Desk) -> None:
+    desk.shell("dpkg --purge appliance && rm -rf /var/lib/appliance && test ! -e /usr/bin/appliance")
+
+
 def newer_bundle(desk: Desk) -> None:
     desk.shell(
         "appliance bundle create /media/stick/newer.bundle --key /root/maker.key --version 99.0.0"
@@ -169,6 +177,7 @@ def cut_bundle(desk: Desk) -> None:
 
 
 BEFORE: dict[str, Callable[[Desk], None]] = {
+    "first-release-by-bundle": no_appliance,
     "upgrade-by-bundle": newer_bundle,
     "configuration-refused": misspelt_key,
     "port-in-use": taken_port,
@@ -183,6 +192,7 @@ BEFORE: dict[str, Callable[[Desk], None]] = {
     "bundle-refused": cut_bundle,
 }
 AFTER: dict[str, Callable[[Desk], None]] = {
+    "remove": again,
     "port-in-use": free_port,
     "not-ready": whole_file,
     "models-folder": no_parts,
