@@ -10,11 +10,13 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
+from appliance import __version__
 from tests.docs.book import BOOKS, Command, matches, read
 from tests.packaging.conftest import changed_deb, project_wheel, target
 from tests.packaging.installed import InstalledBox
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
 
 COMMAND_LIMIT_S = 120.0
+NEXT, NEWEST = "98.0.0", "99.0.0"
 MODELS = "/var/lib/appliance/models"
 TOML = "/etc/appliance/appliance.toml"
 
@@ -58,16 +61,17 @@ def desk(deb: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) 
         pytest.skip("the book's bundle is for Debian 12")
     stick = tmp_path_factory.mktemp("stick")
     shutil.copy2(deb, stick)
-    for folder, version in (("next", "98.0.0"), ("newest", "99.0.0")):
+    for folder, version in (("next", NEXT), ("newest", NEWEST)):
         (stick / folder).mkdir()
         changed_deb(deb, stick / folder, version)
     shutil.copytree(wheelhouse, stick / "wheels", ignore=shutil.ignore_patterns("pip-*", "appliance-*"))
-    shutil.copy2(project_wheel(tmp_path_factory.mktemp("wheel"), "98.0.0"), stick / "wheels")
+    shutil.copy2(project_wheel(tmp_path_factory.mktemp("wheel"), NEXT), stick / "wheels")
     shutil.copytree(ROOT / "models" / "digits", stick / "parts")
     box = Desk(stick, tmp_path_factory.mktemp("disk"))
     try:
         box.start()
-        box.shell("useradd --create-home alice")
+        # what dpkg syncs would have to survive nothing here
+        box.shell("useradd --create-home alice; echo force-unsafe-io > /etc/dpkg/dpkg.cfg.d/unsafe-io")
         yield box
     finally:
         box.remove()
@@ -84,9 +88,13 @@ def no_appliance(desk: Desk) -> None:
     desk.shell("dpkg --purge appliance && rm -rf /var/lib/appliance && test ! -e /usr/bin/appliance")
 
 
+def answers(desk: Desk, version: str) -> None:
+    assert desk.version() == version, f"{desk.version()} answers, not {version}"
+
+
 def newer_bundle(desk: Desk) -> None:
     desk.shell(
-        "appliance bundle create /media/stick/newer.bundle --key /root/maker.key --version 99.0.0"
+        f"appliance bundle create /media/stick/newer.bundle --key /root/maker.key --version {NEWEST}"
         " --system debian-12 --release /media/stick/newest/*.deb"
     )
 
@@ -193,6 +201,10 @@ BEFORE: dict[str, Callable[[Desk], None]] = {
 }
 AFTER: dict[str, Callable[[Desk], None]] = {
     "remove": again,
+    "upgrade": partial(answers, version=NEXT),
+    "upgrade-by-bundle": partial(answers, version=NEWEST),
+    "roll-back-a-bundle": partial(answers, version=NEXT),
+    "roll-back-a-package": partial(answers, version=__version__),
     "port-in-use": free_port,
     "not-ready": whole_file,
     "models-folder": no_parts,
@@ -220,7 +232,7 @@ def made(desk: Desk, change: Callable[[Desk], None] | None) -> list[str]:
         if change is not None:
             change(desk)
     except AssertionError as error:
-        return [f"{change.__name__}: {error}"]
+        return [f"{change}: {error}"]
     return []
 
 
