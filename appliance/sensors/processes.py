@@ -1,7 +1,7 @@
 """Our own processes: memory, CPU time, threads and open files of each, from one small file of /proc a process. Part of `host.py`.
 
-`/proc/<pid>/stat` tells all but the open files in one read (proc_pid_stat(5)); psutil opens six files for it. A pid that was given
-to another process is known by its start time.
+`/proc/<pid>/stat` tells all but the open files in one read (proc_pid_stat(5)); psutil opens six files for it. A pid that was
+given to another process is known by its start time.
 """
 
 from __future__ import annotations
