@@ -360,6 +360,7 @@ class Service:
                 "events": dict(self._events.counts),
             },
             **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
+            **({"memory": self._manager.memory.budget.document()} if self._manager.memory is not None else {}),
             **(self._health.document() if self._health is not None else {}),
         }
 
