@@ -240,6 +240,7 @@ class Daemon:
             metrics.governor = lambda: governor.judgement
         if recorder is not None:
             metrics.recorder = lambda: recorder.state
+            service.recorder = lambda: msgspec.structs.asdict(recorder.state)
         return metrics
 
     def _record(self, events: EventBus) -> Records:

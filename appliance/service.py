@@ -156,6 +156,7 @@ class Service:
         self._governor = governor
         self._health = health
         self.draining = False
+        self.recorder: Callable[[], Mapping[str, Any]] | None = None
         self._manager = manager
         self._events = events
         self._boot_id = uuid.uuid4().hex
@@ -361,6 +362,7 @@ class Service:
             },
             **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
             **({"memory": self._manager.memory.budget.document()} if self._manager.memory is not None else {}),
+            **({"recorder": self.recorder()} if self.recorder is not None else {}),
             **(self._health.document() if self._health is not None else {}),
         }
 

@@ -255,6 +255,31 @@ def _disk(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _recorder(patient: Patient) -> Iterator[Finding]:
+    """Whether it records, and what was damaged and put away."""
+    from appliance.config import recorder_path
+
+    if not patient.config.recorder.enabled:
+        yield Finding(
+            "recorder", "note", "is off: nothing will tell afterwards what happened", "recorder.enabled = true"
+        )
+        return
+    path = recorder_path(patient.config)
+    aside = sorted(file.name for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith("-wal"))
+    if aside:
+        text = f"a damaged record was put away as {aside[-1]}, and a new one begun"
+        fix = f"look at the disk (dmesg, smartctl -a); then rm {path.parent}/{path.name}.damaged-*"
+        yield Finding("recorder", "warning", text, fix)
+    state = (patient.status or {}).get("recorder") or {}
+    if state.get("problem"):
+        fix = f"make room at {path.parent}, or see to the disk; it goes on by itself"
+        yield Finding("recorder", "error", f"does not record: {state['problem']}", fix)
+    elif state.get("dropped"):
+        yield Finding("recorder", "note", f"records; {state['dropped']} records were lost since the start")
+    elif not aside:
+        yield Finding("recorder", "good", "records" if state else f"would record into {path}")
+
+
 def _permissions(patient: Patient) -> Iterator[Finding]:
     models = Path(patient.config.repository.path)
     if not models.is_dir():
@@ -369,6 +394,7 @@ CHECKS: tuple[Check, ...] = (
     _permissions,
     _engines,
     _disk,
+    _recorder,
     _memory,
     _ports,
     _clock,

@@ -86,6 +86,9 @@ RECORDER_PRUNED = Family("appliance_recorder_pruned_total", "counter", "Records 
 RECORDER_REFUSED = Family(
     "appliance_recorder_series_refused_total", "counter", "Names of readings beyond the recorder's limit"
 )
+RECORDER_SET_ASIDE = Family(
+    "appliance_recorder_set_aside_total", "counter", "Damaged files that the recorder put away, to go on with a new one"
+)
 RECORDER_BYTES = Family("appliance_recorder_bytes", "gauge", "What the recorder's file uses")
 RECORDER_AGE = Family("appliance_recorder_commit_age_seconds", "gauge", "Time since the recorder's last commit")
 
@@ -96,7 +99,7 @@ FAMILIES = (
     *(LEVEL, LEVELS, MAX_PRIORITY, BUILDS, CONCURRENCY, BATCH_GROWTH, DEVICE_LEVEL, HEADROOM),
     *(ENERGY, MODEL_ENERGY),
     *(RECORDER_OK, RECORDER_COMMITTED, RECORDER_DROPPED, RECORDER_PRUNED, RECORDER_REFUSED),
-    *(RECORDER_BYTES, RECORDER_AGE),
+    *(RECORDER_SET_ASIDE, RECORDER_BYTES, RECORDER_AGE),
 )
 
 
@@ -159,6 +162,7 @@ def collect_recorder(state: RecorderState, now_s: float, sheet: Sheet) -> None:
     sheet.add(RECORDER_DROPPED, state.dropped)
     sheet.add(RECORDER_PRUNED, state.pruned)
     sheet.add(RECORDER_REFUSED, state.series_refused)
+    sheet.add(RECORDER_SET_ASIDE, state.set_aside)
     sheet.add(RECORDER_BYTES, state.bytes)
     if state.committed_at_s is not None:
         sheet.add(RECORDER_AGE, max(0.0, now_s - state.committed_at_s))

@@ -62,6 +62,7 @@ class Recorded(msgspec.Struct, frozen=True):
     dropped: int = 2
     pruned: int = 1
     series_refused: int = 0
+    set_aside: int = 0
     bytes: int = 1 << 20
     committed_at_s: float | None = NOW_S - 0.75
 
