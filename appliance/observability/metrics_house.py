@@ -58,6 +58,9 @@ CONCURRENCY = Family(
 BATCH_GROWTH = Family(
     "appliance_governor_batch_growth_ratio", "gauge", "Share of the usual rows that a batch may gather"
 )
+HOLD = Family(
+    "appliance_governor_hold_seconds", "gauge", "How long an operator's hold on the governor still lasts; 0: none"
+)
 DEVICE_LEVEL = Family("appliance_governor_device_level", "gauge", "The same, device by device", ("device",))
 HEADROOM = Family(
     "appliance_governor_headroom_celsius",
@@ -96,7 +99,7 @@ FAMILIES = (
     *(BUILD_INFO, UPTIME, READY, DRAINING, EVENTS),
     *(HTTP_RESPONSES, HTTP_REFUSALS, HTTP_CONNECTIONS, HTTP_BYTES_IN_FLIGHT),
     *ZMQ.values(),
-    *(LEVEL, LEVELS, MAX_PRIORITY, BUILDS, CONCURRENCY, BATCH_GROWTH, DEVICE_LEVEL, HEADROOM),
+    *(LEVEL, LEVELS, MAX_PRIORITY, BUILDS, CONCURRENCY, BATCH_GROWTH, HOLD, DEVICE_LEVEL, HEADROOM),
     *(ENERGY, MODEL_ENERGY),
     *(RECORDER_OK, RECORDER_COMMITTED, RECORDER_DROPPED, RECORDER_PRUNED, RECORDER_REFUSED),
     *(RECORDER_SET_ASIDE, RECORDER_BYTES, RECORDER_AGE),

@@ -156,6 +156,7 @@ def metrics(snapshot: Snapshot | None = None) -> Metrics:
     taken = snapshot if snapshot is not None else readings()
     made.readings = lambda: taken
     made.governor = Judged
+    made.hold_s = lambda: 90.0
     made.recorder = Recorded
     energy = made.energy = EnergyTotals()
     energy.add(Window())
