@@ -238,8 +238,10 @@ class Daemon:
         governor, recorder = self._governor, self._recorder
         if governor is not None:
             metrics.governor = lambda: governor.judgement
+            metrics.hold_s = governor.hold_s
         if recorder is not None:
             metrics.recorder = lambda: recorder.state
+            service.recorder = lambda: msgspec.structs.asdict(recorder.state)
         return metrics
 
     def _record(self, events: EventBus) -> Records:

@@ -78,7 +78,7 @@ DESCRIPTIONS: dict[str, str] = {
     "memory.leak_mb_per_h": "A process whose memory grows so steadily for four hours is reported as leaking.",
     "worker.recycle": "Whether a worker that leaks is replaced at a quiet moment; no request is lost.",
     "worker.evictable": "Whether it may be unloaded, when idle, for another model that does not fit. It is loaded again by hand.",
-    "sensors.interval_s": "How often GPU, host and processes are sampled.",
+    "sensors.interval_s": "How often GPUs are sampled: temperature, SM clock, power, load, throttle; the rest once a second.",
     "sensors.deadline_s": "A sensor that has not answered for this long is reported missing, with how long it has been silent.",
     "log.format": "auto: readable on a terminal, JSON lines elsewhere.",
     "log.level": "What is logged.",

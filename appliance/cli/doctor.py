@@ -14,20 +14,20 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import typer
 
 from appliance.cli.connection import Appliance
+from appliance.cli.findings import Check, Finding, Grade, Patient
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, print_json
-from appliance.config import Config, ConfigError, find, load
+from appliance.config import ConfigError, find, load
 
-Grade = Literal["good", "note", "warning", "error"]
 MARKS: dict[Grade, str] = {"good": "✓", "note": "·", "warning": "!", "error": "✗"}
 
 LOW_DISK_BYTES = 1 << 30
@@ -35,27 +35,6 @@ LOW_DISK_SHARE = 0.05
 PROBE_S = 60.0
 STA_UNSYNC = 0x0040
 """adjtimex(2): the clock is not synchronized."""
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What one check found, and what to do if that is not good."""
-
-    check: str
-    grade: Grade
-    text: str
-    fix: str = ""
-
-
-class Patient(msgspec.Struct, frozen=True):
-    """What is looked at: the configuration, and the status document of a running appliance (None: there is none)."""
-
-    config: Config
-    config_path: Path | None
-    status: dict[str, Any] | None
-    workers: list[dict[str, Any]] = []
-
-
-Check = Callable[[Patient], Iterator[Finding]]
 
 
 def register(app: typer.Typer) -> None:
@@ -179,26 +158,21 @@ def _telemetry(_patient: Patient) -> Iterator[Finding]:
 
 
 def _providers(patient: Patient) -> Iterator[Finding]:
-    """In a process of its own: a library that cannot be loaded may end whoever tries."""
-    devices = {"cpu"} | {str(worker.get("details", {}).get("device", "cpu")) for worker in patient.workers}
-    wanted = sorted(devices | ({"cuda"} if Path("/proc/driver/nvidia/version").exists() else set()))
-    script = (
-        "import sys\nfrom appliance.engines import providers\n"
-        "for device in sys.argv[1:]: print(device + '\\t' + providers.missing(device))"
-    )
-    done = subprocess.run(  # noqa: S603  our own interpreter and words
-        [sys.executable, "-c", script, *wanted], capture_output=True, text=True, timeout=PROBE_S, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        yield Finding("providers", "error", f"ONNX Runtime cannot be loaded: {last}", "reinstall it")
-        return
-    for line in done.stdout.splitlines():
-        device, _, problem = line.partition("\t")
-        if problem:
-            yield Finding("providers", "error", f"{device}: {problem}", "docs/compiling.md, the device contract")
-        else:
-            yield Finding("providers", "good", f"{device} loads")
+    from appliance.cli import doctor_devices
+
+    yield from doctor_devices.providers(patient)
+
+
+def _devices(patient: Patient) -> Iterator[Finding]:
+    from appliance.cli import doctor_devices
+
+    yield from doctor_devices.devices(patient)
+
+
+def _memory(patient: Patient) -> Iterator[Finding]:
+    from appliance.cli import doctor_memory
+
+    yield from doctor_memory.memory(patient)
 
 
 GPU_SCRIPT = """
@@ -281,6 +255,31 @@ def _disk(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _recorder(patient: Patient) -> Iterator[Finding]:
+    """Whether it records, and what was damaged and put away."""
+    from appliance.config import recorder_path
+
+    if not patient.config.recorder.enabled:
+        yield Finding(
+            "recorder", "note", "is off: nothing will tell afterwards what happened", "recorder.enabled = true"
+        )
+        return
+    path = recorder_path(patient.config)
+    aside = sorted(file.name for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith("-wal"))
+    if aside:
+        text = f"a damaged record was put away as {aside[-1]}, and a new one begun"
+        fix = f"look at the disk (dmesg, smartctl -a); then rm {path.parent}/{path.name}.damaged-*"
+        yield Finding("recorder", "warning", text, fix)
+    state = (patient.status or {}).get("recorder") or {}
+    if state.get("problem"):
+        fix = f"make room at {path.parent}, or see to the disk; it goes on by itself"
+        yield Finding("recorder", "error", f"does not record: {state['problem']}", fix)
+    elif state.get("dropped"):
+        yield Finding("recorder", "note", f"records; {state['dropped']} records were lost since the start")
+    elif not aside:
+        yield Finding("recorder", "good", "records" if state else f"would record into {path}")
+
+
 def _permissions(patient: Patient) -> Iterator[Finding]:
     models = Path(patient.config.repository.path)
     if not models.is_dir():
@@ -344,31 +343,6 @@ def _ports(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _memory(patient: Patient) -> Iterator[Finding]:
-    """What the box has against what its models may take."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    resident = sum(int(worker["rss_bytes"]) for worker in patient.workers)
-    text = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
-    if resident:
-        text += f", workers hold {resident / 1e9:.1f} GB"
-    reserve = patient.config.memory.host_reserve_mb << 20
-    if reserve > memory.total // 2:
-        fix = f"memory.host_reserve_mb is {patient.config.memory.host_reserve_mb}"
-        yield Finding("memory", "error", "more than half of the memory is kept from the models", fix)
-    arenas = patient.config.workers.max_arena_bytes
-    low = memory.available < max(arenas, memory.total * LOW_DISK_SHARE)
-    fix = "unload a model, or lower workers.max_arena_bytes"
-    yield Finding("memory", "warning" if low else "good", text, fix if low else "")
-    swap = psutil.swap_memory()
-    if swap.used > memory.total * LOW_DISK_SHARE:
-        text = f"{swap.used / 1e9:.1f} GB are swapped out: answers will be late"
-        yield Finding(
-            "memory", "warning", text, "find what takes the memory (appliance ps), then swapoff -a && swapon -a"
-        )
-
-
 def _clock(_patient: Patient) -> Iterator[Finding]:
     """adjtimex(2) with nothing to set: TIME_ERROR, or STA_UNSYNC in the status, means that nobody keeps the clock."""
     buffer = (ctypes.c_char * 256)()
@@ -415,10 +389,12 @@ CHECKS: tuple[Check, ...] = (
     _packages,
     _telemetry,
     _providers,
+    _devices,
     _gpus,
     _permissions,
     _engines,
     _disk,
+    _recorder,
     _memory,
     _ports,
     _clock,

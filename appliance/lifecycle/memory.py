@@ -17,6 +17,7 @@ import psutil
 from appliance.building.durable import write_durably
 from appliance.core.errors import unavailable
 from appliance.core.memory_budget import HOST, MIB, Evict, MemoryBudget, Need, Refused, Reserved, estimate, size
+from appliance.host.cgroup import memory_limits
 from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,10 @@ async def _nobody_unloads(owner: str, wanted_by: str) -> None:
 
 
 def host_capacity(reserve_mb: int) -> int:
-    """What models may take of this host: what is available now, less the reserve, in bytes."""
+    """What models may take of this host: what is available now and what our control groups leave, less the reserve; bytes."""
     available: int = psutil.virtual_memory().available
-    return max(0, available - reserve_mb * MIB)
+    room = memory_limits().room_bytes
+    return max(0, (available if room is None else min(available, room)) - reserve_mb * MIB)
 
 
 def resident_bytes(pids: Iterable[int]) -> dict[str, int]:
@@ -48,6 +50,14 @@ def resident_bytes(pids: Iterable[int]) -> dict[str, int]:
         except psutil.Error:
             continue  # it ended meanwhile and holds nothing
     return {HOST: found}
+
+
+def read_peaks(file: Path) -> Peaks:
+    """What was measured of earlier loads, by "owner/device"; nothing if there is no file. OSError, msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Peaks)
+    except FileNotFoundError:
+        return {}
 
 
 class ModelMemory:
@@ -76,9 +86,7 @@ class ModelMemory:
 
     def _read(self) -> Peaks:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Peaks)
-        except FileNotFoundError:
-            return {}
+            return read_peaks(self._file)
         except (OSError, msgspec.DecodeError) as error:
             log.warning("memory.peaks_unreadable", extra={"fields": {"reason": str(error)}})
             return {}

@@ -480,6 +480,8 @@ class ModelVersion:
                 arena_bytes=instance.memory.nbytes if instance.memory is not None else 0,
                 slots=SLOTS,
                 slots_in_use=len(instance.in_flight),
+                configured_device=self.manifest.device,
+                device=instance.traits.device,
                 batch_ms={str(rows): round(seconds * 1000, 3) for rows, seconds in instance.batch_s.items()},
             )
             for instance in self.scheduler.instances.values()

@@ -1,4 +1,4 @@
-"""The shell of `core.thermal`: takes samples, publishes the gates, and holds back whoever asks.
+"""The shell of `core.thermal` and `core.hold`: takes samples, publishes the gates, and holds back whoever asks.
 
 It reads no sensor: `daemon` gives it samples. Schedulers ask it for each request and hear of every change of its gates; the
 compiler waits at it. It decides nothing that the core does not say.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from appliance.config import GovernorConfig
 from appliance.core.errors import unavailable
+from appliance.core.hold import Hold, held, make_hold
 from appliance.core.thermal import OPEN, Gates, Judgement, Level, ThermalCore, ThermalPolicy, ThermalSample
 from appliance.observability.events import EventBus
 
@@ -43,8 +47,10 @@ def policy_of(config: GovernorConfig) -> ThermalPolicy:
 class Governor:
     """See the module. Everything on the event loop."""
 
-    def __init__(self, policy: ThermalPolicy, events: EventBus) -> None:
+    def __init__(self, policy: ThermalPolicy, events: EventBus, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.gates: Gates = OPEN
+        self._clock = clock
+        self._hold: Hold | None = None
         self._core = ThermalCore(policy)
         self._events = events
         self._listeners: list[Callable[[], None]] = []
@@ -54,8 +60,8 @@ class Governor:
 
     @property
     def judgement(self) -> Judgement:
-        """The last one, device by device."""
-        return self._core.judgement
+        """The last one, device by device, with the gates that are in force: an operator's hold is in them."""
+        return msgspec.structs.replace(self._core.judgement, gates=self.gates)
 
     def observe(self, sample: ThermalSample) -> None:
         """Judge a sample; whoever listens hears of other gates."""
@@ -66,11 +72,41 @@ class Governor:
         """Once a second: samples that stay away are sensors that vanished. A box that never gave one is left alone."""
         if self._sampled_at is not None and now - self._sampled_at >= STALE_S:
             self._apply(self._core.observe(ThermalSample(now)))
+        if self._hold is not None and self._clock() >= self._hold.until_s:
+            self._let_go("its time is over")
 
-    def _apply(self, judged: Judgement) -> None:
-        before, self.gates = self.gates, judged.gates
-        if judged.changed:
-            self._tell(before.level)
+    def hold(self, level: str, seconds: float, reason: str) -> None:
+        """At least that level for so long, in place of an earlier hold. INVALID_ARGUMENT with what was expected."""
+        self._hold = hold = make_hold(level, seconds, reason, self._clock())
+        fields = {"level": hold.level.name, "seconds": seconds, "reason": hold.reason}
+        log.warning("governor.held", extra={"fields": fields})
+        self._events.publish("governor.held", **fields, severity="warning")
+        self._apply(self._core.judgement)
+
+    def release(self) -> bool:
+        """End a hold; False if there is none."""
+        if self._hold is None:
+            return False
+        self._let_go("an operator released it")
+        return True
+
+    def hold_s(self) -> float:
+        """Seconds that an operator's hold still lasts; 0: there is none."""
+        return 0.0 if self._hold is None else self._hold.left_s(self._clock())
+
+    def _let_go(self, why: str) -> None:
+        assert self._hold is not None
+        fields = {"level": self._hold.level.name, "reason": why}
+        self._hold = None
+        log.info("governor.released", extra={"fields": fields})
+        self._events.publish("governor.released", **fields)
+        self._apply(self._core.judgement, calm=why)
+
+    def _apply(self, judged: Judgement, calm: str = "it has cooled down") -> None:
+        before = self.gates
+        self.gates = held(self._core.policy, judged.gates, self._hold, self._clock())
+        if self.gates.level is not before.level:
+            self._tell(before.level, calm)
         if self.gates.builds:
             self._cool.set()
         else:
@@ -79,9 +115,9 @@ class Governor:
             for listener in tuple(self._listeners):
                 listener()
 
-    def _tell(self, before: Level) -> None:
+    def _tell(self, before: Level, calm: str) -> None:
         level = self.gates.level
-        fields = {"level": level.name, "before": before.name, "reason": self.gates.reason or "it has cooled down"}
+        fields = {"level": level.name, "before": before.name, "reason": self.gates.reason or calm}
         log.log(logging.WARNING if level > before else logging.INFO, "governor.level", extra={"fields": fields})
         self._events.publish("governor.level", **fields, max_priority=self.gates.max_priority)
 
@@ -117,6 +153,7 @@ class Governor:
             "explanations": gates.explanations,
             "concurrency": gates.concurrency,
             "batch_growth": gates.batch_growth,
+            "hold": self._hold_document(),
             "devices": [
                 {
                     "device": device.device,
@@ -130,3 +167,9 @@ class Governor:
                 for device in self._core.judgement.devices
             ],
         }
+
+    def _hold_document(self) -> dict[str, Any] | None:
+        hold = self._hold
+        if hold is None:
+            return None
+        return {"level": hold.level.name, "reason": hold.reason, "seconds_left": round(self.hold_s(), 1)}

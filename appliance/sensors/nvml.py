@@ -30,7 +30,7 @@ from appliance.sensors import nvml_tables as tables
 from appliance.sensors.base import Every, UnreadableError, read_text
 from appliance.sensors.drift import drift
 from appliance.sensors.memory import memory_info
-from appliance.sensors.nvml_calls import Calls, RefusedError
+from appliance.sensors.nvml_calls import Calls, RefusedError, Ways
 
 
 class _Card:
@@ -40,6 +40,7 @@ class _Card:
         self.index, self.handle, self.uuid, self.name = index, handle, uuid, name
         self.integrated = bool(tables.INTEGRATED.search(name))
         self.readings: dict[str, Reading] = {}
+        self.plans: dict[int, list[tuple[Quantity, str, float, Ways]]] = {}
         self.processes: tuple[GpuProcess, ...] = ()
         self.mig: tuple[MigInstance, ...] = ()
         self.state, self.reason, self.action = GpuState.OK, "", ""
@@ -199,15 +200,22 @@ class NvmlSampler:
             card.state, card.reason, card.action = GpuState.RESET_REQUIRED, str(error), tables.RESET_ACTION
 
     def _numbers(self, calls: Calls, card: _Card, table: Any, now_s: float) -> None:
-        for quantity, scale, alternatives in table:
-            bound = tuple((name, (card.handle, *arguments)) for name, arguments in alternatives)
+        plan = card.plans.get(id(table))
+        if plan is None:
+            plan = card.plans[id(table)] = [
+                (quantity, quantity.name(card.index), scale, _bound(card.handle, ways))
+                for quantity, scale, ways in table
+            ]
+        for quantity, name, scale, ways in plan:
+            if name in card.readings and calls.refuses(card.index, quantity.template, now_s):
+                continue  # the reason of the last attempt stands, with its time
             try:
-                raw = calls.ask(card.index, quantity.template, now_s, bound)
+                raw = calls.ask(card.index, quantity.template, now_s, ways)
             except RefusedError as error:
                 self._refusal(card, error)
-                card.readings[quantity.name(card.index)] = missing(quantity, str(error), now_s)
+                card.readings[name] = missing(quantity, str(error), now_s)
             else:
-                card.readings[quantity.name(card.index)] = measured(quantity, raw, now_s, scale=scale)
+                card.readings[name] = measured(quantity, raw, now_s, scale=scale)
 
     def _group(
         self,
@@ -370,6 +378,11 @@ class NvmlSampler:
             card.processes,
             card.mig,
         )
+
+
+def _bound(handle: Any, ways: Ways) -> Ways:
+    """The alternatives of a call, for one GPU."""
+    return tuple((name, (handle, *arguments)) for name, arguments in ways)
 
 
 def field_value(field: Any) -> object:

@@ -42,12 +42,11 @@ RECOVERY = {
 LOST_ACTION = "Reboot the box. If it comes back, check the card's seat, its power cables and the power supply."
 RESET_ACTION = "Stop the appliance, run `nvidia-smi --gpu-reset`, and start it again; if that is refused, reboot."
 
+# ten times a second at the most: what the governor judges by, and what changes from one tenth to the next
 QUICK: tuple[Row, ...] = (
     (q.GPU_TEMPERATURE, 1, (("nvmlDeviceGetTemperatureV", (0,)), ("nvmlDeviceGetTemperature", (0,)))),
     (q.GPU_MARGIN, 1, (("nvmlDeviceGetMarginTemperature", ()),)),
-    (q.GPU_CLOCK_GRAPHICS, 1, (("nvmlDeviceGetClockInfo", (0,)),)),
     (q.GPU_CLOCK_SM, 1, (("nvmlDeviceGetClockInfo", (1,)),)),
-    (q.GPU_CLOCK_MEMORY, 1, (("nvmlDeviceGetClockInfo", (2,)),)),
     (q.GPU_POWER, 1e-3, (("nvmlDeviceGetPowerUsage", ()),)),
     (
         q.GPU_EVENT_REASONS,
@@ -56,6 +55,8 @@ QUICK: tuple[Row, ...] = (
     ),
 )
 EVERY_SECOND: tuple[Row, ...] = (
+    (q.GPU_CLOCK_GRAPHICS, 1, (("nvmlDeviceGetClockInfo", (0,)),)),
+    (q.GPU_CLOCK_MEMORY, 1, (("nvmlDeviceGetClockInfo", (2,)),)),
     (q.GPU_ENERGY, 1e-3, (("nvmlDeviceGetTotalEnergyConsumption", ()),)),
     (q.GPU_PERFORMANCE_STATE, 1, (("nvmlDeviceGetPerformanceState", ()), ("nvmlDeviceGetPowerState", ()))),
     (q.GPU_PCIE_REPLAYS, 1, (("nvmlDeviceGetPcieReplayCounter", ()),)),

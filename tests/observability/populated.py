@@ -62,6 +62,7 @@ class Recorded(msgspec.Struct, frozen=True):
     dropped: int = 2
     pruned: int = 1
     series_refused: int = 0
+    set_aside: int = 0
     bytes: int = 1 << 20
     committed_at_s: float | None = NOW_S - 0.75
 
@@ -155,6 +156,7 @@ def metrics(snapshot: Snapshot | None = None) -> Metrics:
     taken = snapshot if snapshot is not None else readings()
     made.readings = lambda: taken
     made.governor = Judged
+    made.hold_s = lambda: 90.0
     made.recorder = Recorded
     energy = made.energy = EnergyTotals()
     energy.add(Window())
