@@ -122,8 +122,12 @@ class Box:
         except queue.Empty:
             jobs = self.run("systemctl", "list-jobs", "--no-pager", check=False).stdout
             raise AssertionError(f"the box was not up within {LONG_S:g} s; it waits for: {jobs}") from None
-        self.run("sh", "-c", INSTALL)
+        self._install()
         return self
+
+    def _install(self) -> None:
+        """What the package's scripts would do, for the sources that `_binds` brought."""
+        self.run("sh", "-c", INSTALL)
 
     def _binds(self) -> list[tuple[str, str, bool]]:
         """What the package would bring: an interpreter, its libraries, our code, below /usr/lib."""
