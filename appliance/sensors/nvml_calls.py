@@ -90,6 +90,11 @@ class Calls:
         except (ValueError, UnicodeDecodeError, OverflowError) as error:
             raise RefusedError(0) from error
 
+    def forget(self, gpu: int) -> None:
+        """Ask that GPU everything anew: it works in another way now."""
+        for key in [key for key in self._refused if key[0] == gpu]:
+            del self._refused[key]
+
     def ask(self, gpu: int, what: str, now_s: float, alternatives: tuple[tuple[str, tuple[Any, ...]], ...]) -> Any:
         """The answer of the first of `alternatives` (function name, arguments) that is not permanently refused."""
         key = (gpu, what)
