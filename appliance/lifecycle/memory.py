@@ -61,7 +61,10 @@ def read_peaks(file: Path) -> Peaks:
 
 
 class ModelMemory:
-    """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so."""
+    """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so.
+
+    `integrated`: the devices without memory of their own; what models need there is booked on the host.
+    """
 
     def __init__(
         self,
@@ -70,11 +73,13 @@ class ModelMemory:
         *,
         peaks: Path,
         measure: Callable[[Iterable[int]], dict[str, int]] = resident_bytes,
+        integrated: frozenset[str] = frozenset(),
     ) -> None:
         self.budget = budget
         self._events = events
         self._file = peaks
         self._measure = measure
+        self._integrated = integrated
         self._peaks = self._read()
         self._usage: Callable[[], Iterable[Usage]] = tuple
         self._evict: Callable[[str, str], Awaitable[None]] = _nobody_unloads
@@ -102,7 +107,8 @@ class ModelMemory:
         evictable: bool,
     ) -> None:
         """Book what it needs, evicting others for it. UNAVAILABLE with the numbers if it does not fit."""
-        need: Need = estimate(device=device, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
+        place = HOST if device in self._integrated else device
+        need: Need = estimate(device=place, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
         while True:
             for other, last_used_s, in_use in self._usage():
                 self.budget.used(other, last_used_s, in_use=in_use)
