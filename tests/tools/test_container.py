@@ -23,24 +23,10 @@ from tools.distribution.build_wheel import ROOT
 from tools.distribution.environment import TARGETS
 
 FOLDER = ROOT / "tools/distribution/container"
-INSTRUCTIONS = frozenset(
-    [
-        "ADD",
-        "ARG",
-        "CMD",
-        "COPY",
-        "ENTRYPOINT",
-        "ENV",
-        "EXPOSE",
-        "FROM",
-        "HEALTHCHECK",
-        "LABEL",
-        "ONBUILD",
-        "RUN",
-        "SHELL",
-    ]
-    + ["STOPSIGNAL", "USER", "VOLUME", "WORKDIR"]
-)
+INSTRUCTIONS = {
+    *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "ONBUILD", "RUN"),
+    *("SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
+}
 
 FIELDS: dict[str, dict[str, Any]] = {
     # KServe 0.21, Python package kserve, models/v1alpha1_serving_runtime*.py; those that are used, with what they hold
