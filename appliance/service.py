@@ -94,6 +94,15 @@ class InferenceService(Protocol):
     async def unload(self, name: ModelName) -> None:
         """Drain and unload all versions; returns when they are gone. NOT_FOUND for an unknown model."""
 
+    def governor(self) -> dict[str, Any]:
+        """The governor's part of the status document. UNAVAILABLE if it is off."""
+
+    def hold_governor(self, level: str, seconds: float, reason: str) -> dict[str, Any]:
+        """An operator wants at least that level for so long; as `governor`. INVALID_ARGUMENT for what is not a hold."""
+
+    def release_governor(self) -> dict[str, Any]:
+        """End an operator's hold, if there is one; as `governor`."""
+
     def workers(self) -> list[WorkerDescription]:
         """The worker processes."""
 
@@ -156,6 +165,7 @@ class Service:
         self._governor = governor
         self._health = health
         self.draining = False
+        self.recorder: Callable[[], Mapping[str, Any]] | None = None
         self._manager = manager
         self._events = events
         self._boot_id = uuid.uuid4().hex
@@ -251,6 +261,29 @@ class Service:
         self._refuse_while_draining()
         self._events.publish("operator.unload", model=name)
         await self._manager.unload(name)
+
+    def governor(self) -> dict[str, Any]:
+        """See `InferenceService.governor`."""
+        return self._governing().snapshot()
+
+    def hold_governor(self, level: str, seconds: float, reason: str) -> dict[str, Any]:
+        """See `InferenceService.hold_governor`."""
+        governor = self._governing()
+        governor.hold(level, seconds, reason)
+        self._events.publish("operator.governor.hold", level=level.upper(), seconds=seconds, reason=reason)
+        return governor.snapshot()
+
+    def release_governor(self) -> dict[str, Any]:
+        """See `InferenceService.release_governor`."""
+        governor = self._governing()
+        if governor.release():
+            self._events.publish("operator.governor.release")
+        return governor.snapshot()
+
+    def _governing(self) -> Governor:
+        if self._governor is None:
+            raise unavailable("the governor is off; [governor] enabled = true switches it on", retry_after_s=60.0)
+        return self._governor
 
     def _refuse_while_draining(self) -> None:
         if self.draining:
@@ -360,6 +393,8 @@ class Service:
                 "events": dict(self._events.counts),
             },
             **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
+            **({"memory": self._manager.memory.budget.document()} if self._manager.memory is not None else {}),
+            **({"recorder": self.recorder()} if self.recorder is not None else {}),
             **(self._health.document() if self._health is not None else {}),
         }
 

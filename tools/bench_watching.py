@@ -1,6 +1,6 @@
 """What the box's watch over itself costs: throughput with sensors, governor, recorder and memory ledger, against next to none.
 
-    python tools/bench_watching.py [--rounds 10] [--seconds 2] [--json]
+    python tools/bench_watching.py [--rounds 10] [--seconds 2] [--interval 0.1] [--json]
 
 Two appliances serve the same model on private sockets. Each round loads both, one right after the other, in turns which comes
 first; the ratio within a round counts, since a machine is faster now and slower then. Prints the median ratio and its spread.
@@ -84,13 +84,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two samples of the watched one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folders = Path(place, "watched"), Path(place, "bare")
         for folder in folders:
             folder.mkdir()
-        watched, bare = Served(folders[0], ""), Served(folders[1], BARE)
+        watched, bare = Served(folders[0], f"[sensors]\ninterval_s = {options.interval}\n"), Served(folders[1], BARE)
         try:
             result = compare(watched, bare, options)
         finally:

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 MAX_PART_BYTES = 8 << 20
 """Of one file in the archive; what is longer loses its beginning, which is the older part."""
+JOURNAL_S = 30.0
 SECRET = re.compile(r"(?i)(password|passwd|secret|token|api_?key|private_?key|credential|authorization)")
 ASSIGNED = re.compile(
     r"(?i)([\w.-]*(?:password|passwd|secret|token|api_?key|private_?key|credential|authorization)[\w.-]*"
     r"[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?:bearer |basic )?[^\s,}]+)"
+)
+ARGUMENT = re.compile(
+    r"(?i)(--[\w-]*(?:password|passwd|secret|token|api-?key|private-?key|credential)[\w-]*[ \t]+)([^\s-][^\s]*)"
 )
 IN_URL = re.compile(r"(://)[^/\s:@]*:[^/\s@]*@")
 
@@ -53,7 +57,7 @@ def redact(value: Any) -> Any:
 
 def redact_text(text: str) -> str:
     """Lines without what is assigned to names that sound like secrets."""
-    return IN_URL.sub(r"\1(removed)@", ASSIGNED.sub(r"\1(removed)", text))
+    return IN_URL.sub(r"\1(removed)@", ARGUMENT.sub(r"\1(removed)", ASSIGNED.sub(r"\1(removed)", text)))
 
 
 @command
@@ -112,7 +116,7 @@ def _collect(url: str | None, since: float) -> dict[str, bytes]:
     for name, source in sources.items():
         try:
             found = source()
-        except (CommandError, OSError, ValueError) as error:
+        except (CommandError, OSError, ValueError, subprocess.SubprocessError) as error:
             found = {"missing": str(error)}
         if isinstance(found, str):
             parts[name] = redact_text(found).encode()
@@ -168,5 +172,5 @@ def _journal(since: float) -> str:
     if program is None:
         return "there is no journal here; the log went to stderr of `appliance serve`\n"
     arguments = (program, "-u", "appliance", "--since", f"@{since:.0f}", "-n", "20000", "--no-pager", "-o", "short-iso")
-    done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=30, check=False)  # noqa: S603
+    done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=JOURNAL_S, check=False)  # noqa: S603
     return done.stdout or done.stderr

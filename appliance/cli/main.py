@@ -14,6 +14,7 @@ from appliance.cli import (
     check,
     doctor,
     engines,
+    governor,
     history,
     infer,
     inspect,
@@ -31,7 +32,22 @@ app = typer.Typer(
     help="Runs neural networks for the programs beside it: ONNX models over ZeroMQ and HTTP.",
 )
 
-for noun in (serve, status, top, check, doctor, models, infer, inspect, engines, bench, history, bugreport, bundle):
+for noun in (
+    serve,
+    status,
+    top,
+    check,
+    doctor,
+    models,
+    governor,
+    infer,
+    inspect,
+    engines,
+    bench,
+    history,
+    bugreport,
+    bundle,
+):
     noun.register(app)
 
 

@@ -23,6 +23,13 @@ SINCE = Annotated[
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
+def span_s(text: str) -> float:
+    """Seconds of "10m"."""
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d|w)", text.strip()):
+        return float(match[1]) * UNITS[match[2]]
+    raise CommandError(Exit.USAGE, "USAGE", f"{text!r} is no span of time", "30s, 10m, 2h")
+
+
 def moment(text: str) -> float:
     """Seconds since 1970 of "24h" (ago) or an ISO time (local unless it says otherwise)."""
     if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d|w)", text.strip()):

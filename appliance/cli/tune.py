@@ -280,7 +280,7 @@ def made_requests(session: Session, trial: Trial) -> tuple[tuple[bytes, ...], ..
 
     document, rows = trial.metadata(), int(trial.config()["max_batch_size"])
     specs = tuple(TensorSpec(s["name"], datatype_of(s["datatype"]), tuple(s["shape"])) for s in document["inputs"])
-    traits = EngineTraits("", "", "", specs, (), bool(rows), max(1, rows))
+    traits = EngineTraits("", "", "", "cpu", specs, (), bool(rows), max(1, rows))
     manifest = session.folder.manifest
     golden = sorted((Path(session.config.repository.path) / session.folder.name / "golden").glob("*.npz"))
     try:

@@ -125,7 +125,8 @@ class VerificationRecord(msgspec.Struct, frozen=True):
 class WorkerDescription(msgspec.Struct, frozen=True):
     """One worker process as `appliance ps` shows it. `details` are the engine's own: threads, nodes by provider, a fallback.
 
-    `arena_bytes` is the memory shared with it, which holds `slots` batches.
+    `arena_bytes` is the memory shared with it, which holds `slots` batches. `configured_device` is what the manifest asks for,
+    `device` where the engine says that it runs.
     """
 
     model: str
@@ -144,3 +145,5 @@ class WorkerDescription(msgspec.Struct, frozen=True):
     arena_bytes: int = 0
     slots: int = 0
     slots_in_use: int = 0
+    configured_device: str = ""
+    device: str = ""

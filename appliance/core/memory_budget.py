@@ -91,6 +91,19 @@ class MemoryBudget:
         """Every reservation, oldest first."""
         return tuple(self._held.values())
 
+    def document(self) -> dict[str, dict[str, object]]:
+        """For the status document: by device what may be used, what is reserved, and by whom, in bytes."""
+        return {
+            device: {
+                "capacity_bytes": capacity,
+                "reserved_bytes": self.booked(device),
+                "owners": {
+                    held.owner: held.bytes_by_device[device] for held in self.held if held.bytes_by_device.get(device)
+                },
+            }
+            for device, capacity in self.capacity.items()
+        }
+
     def booked(self, device: str) -> int:
         """Bytes reserved there."""
         return sum(held.bytes_by_device.get(device, 0) for held in self._held.values())

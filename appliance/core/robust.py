@@ -12,6 +12,8 @@ from statistics import median
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> float:
     """The median slope of (x, y) points, in y per x; 0 if no two points differ in x. Quadratic: keep to some hundred points."""
+    if not points or all(y == points[0][1] for _, y in points):
+        return 0.0  # sensors count whole degrees, and stand still for most of their lives
     slopes = [
         (later_y - earlier_y) / (later_x - earlier_x)
         for index, (earlier_x, earlier_y) in enumerate(points)

@@ -244,6 +244,7 @@ class _Device:
         self._policy = policy
         self._readings: deque[tuple[float, float, float]] = deque(maxlen=TREND_READINGS)
         self._throttles: deque[frozenset[Throttle]] = deque(maxlen=READINGS)
+        self._told: tuple[tuple[object, ...], DeviceState] | None = None
 
     @property
     def level(self) -> Level:
@@ -317,8 +318,7 @@ class _Device:
             slope = -theil_sen([(time_s, headroom) for time_s, _, headroom in self._readings])
         self.slope = slope if abs(slope) >= SLOWEST_TREND_C_PER_S else 0.0
         ahead_c = self.headroom_c - max(0.0, self.slope) * self._policy.lookahead_s
-        votes = {reason: sum(reason in readings for readings in self._throttles) for reason in Throttle}
-        self.reasons = tuple(reason for reason, count in votes.items() if count >= VOTES)
+        self.reasons = self._voted()
         forced = max((WEIGHTS[reason] for reason in self.reasons), default=0)
         for step, trigger in self.triggers.items():
             # a forecast may hold work back; it stops nothing
@@ -327,13 +327,29 @@ class _Device:
             tripped = headroom <= margin or forced >= step
             trigger.update(now, tripped=tripped, calm=not tripped and headroom > margin + self._policy.hysteresis_c)
 
+    def _voted(self) -> tuple[Throttle, ...]:
+        """The reasons that enough of the last readings gave."""
+        if not any(self._throttles):
+            return ()
+        return tuple(reason for reason in Throttle if sum(reason in readings for readings in self._throttles) >= VOTES)
+
     def state(self) -> DeviceState:
-        limit_in_s = None
-        if self.slope and self.slope > 0 and self.headroom_c is not None:
-            limit_in_s = max(0.0, self.headroom_c / self.slope)
-        return DeviceState(
-            self.name, self.level, self.temperature_c, self.headroom_c, self.slope, limit_in_s, self._note(limit_in_s)
+        facts = (
+            *(self.level, self.temperature_c, self.headroom_c, self.slope),
+            *(self.why_missing, self.reasons, self.seen_at is None),
         )
+        if self._told is None or self._told[0] != facts:
+            # the words are made anew only when there is something new to say
+            self._told = facts, self._state(*facts[:4])
+        return self._told[1]
+
+    def _state(
+        self, level: Level, temperature_c: float | None, headroom_c: float | None, slope: float | None
+    ) -> DeviceState:
+        limit_in_s = None
+        if slope and slope > 0 and headroom_c is not None:
+            limit_in_s = max(0.0, headroom_c / slope)
+        return DeviceState(self.name, level, temperature_c, headroom_c, slope, limit_in_s, self._note(limit_in_s))
 
     def _note(self, limit_in_s: float | None) -> str:
         """What is known of it, in words for people."""

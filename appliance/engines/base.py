@@ -34,12 +34,14 @@ class EngineOptions(msgspec.Struct, frozen=True):
 class EngineTraits(msgspec.Struct, frozen=True):
     """What was loaded. `batched`: every input and output has a free first axis; otherwise `unbatched_reason` says why not.
 
-    `max_batch_size` is what the engine proposes when the manifest leaves it open.
+    `max_batch_size` is what the engine proposes when the manifest leaves it open. `device` is where it really runs ("cpu",
+    "cuda:0"), whatever was asked for.
     """
 
     platform: str
     backend: str
     provider: str
+    device: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool

@@ -49,6 +49,7 @@ class LoopbackEngine:
             platform="loopback",
             backend="loopback",
             provider="loopback",
+            device="cpu",
             inputs=tuple(specs),
             outputs=(TensorSpec("data", datatype, shape),),
             batched=batched,

@@ -137,6 +137,7 @@ class OnnxRuntimeEngine:
             platform="onnxruntime_onnx",
             backend="onnxruntime",
             provider=self._session.get_providers()[0],
+            device=providers.device(self._session, options.device),
             inputs=inputs,
             outputs=outputs,
             batched=not reason,

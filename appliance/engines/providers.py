@@ -90,6 +90,13 @@ def _unloadable() -> str:
     return ""
 
 
+def device(session: Any, asked: str) -> str:
+    """Where a session really runs: on the GPU that was asked for if its provider is first in line, else on the processor."""
+    if session.get_providers()[0] != CUDA:
+        return "cpu"
+    return f"cuda:{asked.partition(':')[2] or '0'}"
+
+
 def refused(session: Any, device: str) -> str:
     """Why a session does not run on the device after all, in words; empty if at least one node really does."""
     if device == "cpu":

@@ -205,6 +205,7 @@ class TensorRtEngine:
         return EngineTraits(
             platform="tensorrt_plan",
             backend="tensorrt",
+            device=f"cuda:{self._device.index}",
             provider=f"{PRODUCTS[options.engine]} {'.'.join(version.split('.')[:3])}",
             inputs=tuple(tensor.spec for tensor in self._plan.inputs),
             outputs=tuple(tensor.spec for tensor in self._plan.outputs),

@@ -316,6 +316,11 @@ class Manager:
         """Nothing is being loaded or unloaded. Builds go on beside what serves, and are not waited for."""
         return not self._tasks
 
+    @property
+    def memory(self) -> ModelMemory | None:
+        """The ledger; None if there is none."""
+        return self._memory
+
     def generations(self) -> Iterable[ModelVersion]:
         """Every generation there is a record of."""
         for model in self._models.values():

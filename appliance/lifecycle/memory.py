@@ -17,6 +17,7 @@ import psutil
 from appliance.building.durable import write_durably
 from appliance.core.errors import unavailable
 from appliance.core.memory_budget import HOST, MIB, Evict, MemoryBudget, Need, Refused, Reserved, estimate, size
+from appliance.host.cgroup import memory_limits
 from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,10 @@ async def _nobody_unloads(owner: str, wanted_by: str) -> None:
 
 
 def host_capacity(reserve_mb: int) -> int:
-    """What models may take of this host: what is available now, less the reserve, in bytes."""
+    """What models may take of this host: what is available now and what our control groups leave, less the reserve; bytes."""
     available: int = psutil.virtual_memory().available
-    return max(0, available - reserve_mb * MIB)
+    room = memory_limits().room_bytes
+    return max(0, (available if room is None else min(available, room)) - reserve_mb * MIB)
 
 
 def resident_bytes(pids: Iterable[int]) -> dict[str, int]:
@@ -50,8 +52,19 @@ def resident_bytes(pids: Iterable[int]) -> dict[str, int]:
     return {HOST: found}
 
 
+def read_peaks(file: Path) -> Peaks:
+    """What was measured of earlier loads, by "owner/device"; nothing if there is no file. OSError, msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Peaks)
+    except FileNotFoundError:
+        return {}
+
+
 class ModelMemory:
-    """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so."""
+    """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so.
+
+    `integrated`: the devices without memory of their own; what models need there is booked on the host.
+    """
 
     def __init__(
         self,
@@ -60,11 +73,13 @@ class ModelMemory:
         *,
         peaks: Path,
         measure: Callable[[Iterable[int]], dict[str, int]] = resident_bytes,
+        integrated: frozenset[str] = frozenset(),
     ) -> None:
         self.budget = budget
         self._events = events
         self._file = peaks
         self._measure = measure
+        self._integrated = integrated
         self._peaks = self._read()
         self._usage: Callable[[], Iterable[Usage]] = tuple
         self._evict: Callable[[str, str], Awaitable[None]] = _nobody_unloads
@@ -76,9 +91,7 @@ class ModelMemory:
 
     def _read(self) -> Peaks:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Peaks)
-        except FileNotFoundError:
-            return {}
+            return read_peaks(self._file)
         except (OSError, msgspec.DecodeError) as error:
             log.warning("memory.peaks_unreadable", extra={"fields": {"reason": str(error)}})
             return {}
@@ -94,7 +107,8 @@ class ModelMemory:
         evictable: bool,
     ) -> None:
         """Book what it needs, evicting others for it. UNAVAILABLE with the numbers if it does not fit."""
-        need: Need = estimate(device=device, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
+        place = HOST if device in self._integrated else device
+        need: Need = estimate(device=place, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
         while True:
             for other, last_used_s, in_use in self._usage():
                 self.budget.used(other, last_used_s, in_use=in_use)

@@ -97,6 +97,12 @@ class ModelVersion:
         return f"{self.version}@{self.fingerprint[:16]}{key}"
 
     @property
+    def device(self) -> str:
+        """Where it runs, or would: "gpu:1", or "host"."""
+        kind, _, index = self.manifest.device.partition(":")
+        return HOST if kind == "cpu" or self.provider == "CPUExecutionProvider" else f"gpu:{index or 0}"
+
+    @property
     def owner(self) -> str:
         """Its name in the memory's ledger."""
         return f"{self.name}/{self.generation}"
@@ -105,12 +111,11 @@ class ModelVersion:
         """Book memory before anything is started. UNAVAILABLE with the numbers if it does not fit."""
         if self._memory is None:
             return
-        kind, _, index = self.manifest.device.partition(":")
         file = self.artifact.model_file if self.artifact is not None else self._folder.model_file
         await self._memory.reserve(
             self.owner,
             f"{self.owner}/{self.manifest.device}",
-            device=HOST if kind == "cpu" else f"gpu:{index or 0}",
+            device=self.device,
             file_bytes=_file_bytes(file),
             instances=self.manifest.worker.instances,
             evictable=self._evictable,
@@ -140,7 +145,9 @@ class ModelVersion:
 
     @property
     def answering(self) -> bool:
-        """READY, and at least one worker lives."""
+        """READY, at least one worker lives, and so does its device."""
+        if self._governor is not None and self._governor.condemned(self.device):
+            return False
         return self.state is ModelState.READY and self.scheduler is not None and bool(self.scheduler.instances)
 
     def _to(self, state: ModelState, reason: str = "") -> None:
@@ -221,6 +228,7 @@ class ModelVersion:
             on_instance_lost=self._instance_lost,
             on_idle=self._idle.set,
             governor=self._governor,
+            device=self.device,
         )
         for instance in opened:
             self.scheduler.add_instance(instance)
@@ -480,6 +488,8 @@ class ModelVersion:
                 arena_bytes=instance.memory.nbytes if instance.memory is not None else 0,
                 slots=SLOTS,
                 slots_in_use=len(instance.in_flight),
+                configured_device=self.manifest.device,
+                device=instance.traits.device,
                 batch_ms={str(rows): round(seconds * 1000, 3) for rows, seconds in instance.batch_s.items()},
             )
             for instance in self.scheduler.instances.values()

@@ -58,12 +58,19 @@ CONCURRENCY = Family(
 BATCH_GROWTH = Family(
     "appliance_governor_batch_growth_ratio", "gauge", "Share of the usual rows that a batch may gather"
 )
+HOLD = Family(
+    "appliance_governor_hold_seconds", "gauge", "How long an operator's hold on the governor still lasts; 0: none"
+)
 DEVICE_LEVEL = Family("appliance_governor_device_level", "gauge", "The same, device by device", ("device",))
 HEADROOM = Family(
     "appliance_governor_headroom_celsius",
     "gauge",
     "Degrees below slowdown, less what the trend will take",
     ("device",),
+)
+
+XIDS = Family(
+    "appliance_gpu_xids_total", "counter", "Errors that NVIDIA's driver reported, by their number (XID)", ("gpu", "xid")
 )
 
 ENERGY = Family(
@@ -86,6 +93,9 @@ RECORDER_PRUNED = Family("appliance_recorder_pruned_total", "counter", "Records 
 RECORDER_REFUSED = Family(
     "appliance_recorder_series_refused_total", "counter", "Names of readings beyond the recorder's limit"
 )
+RECORDER_SET_ASIDE = Family(
+    "appliance_recorder_set_aside_total", "counter", "Damaged files that the recorder put away, to go on with a new one"
+)
 RECORDER_BYTES = Family("appliance_recorder_bytes", "gauge", "What the recorder's file uses")
 RECORDER_AGE = Family("appliance_recorder_commit_age_seconds", "gauge", "Time since the recorder's last commit")
 
@@ -93,10 +103,10 @@ FAMILIES = (
     *(BUILD_INFO, UPTIME, READY, DRAINING, EVENTS),
     *(HTTP_RESPONSES, HTTP_REFUSALS, HTTP_CONNECTIONS, HTTP_BYTES_IN_FLIGHT),
     *ZMQ.values(),
-    *(LEVEL, LEVELS, MAX_PRIORITY, BUILDS, CONCURRENCY, BATCH_GROWTH, DEVICE_LEVEL, HEADROOM),
-    *(ENERGY, MODEL_ENERGY),
+    *(LEVEL, LEVELS, MAX_PRIORITY, BUILDS, CONCURRENCY, BATCH_GROWTH, HOLD, DEVICE_LEVEL, HEADROOM),
+    *(XIDS, ENERGY, MODEL_ENERGY),
     *(RECORDER_OK, RECORDER_COMMITTED, RECORDER_DROPPED, RECORDER_PRUNED, RECORDER_REFUSED),
-    *(RECORDER_BYTES, RECORDER_AGE),
+    *(RECORDER_SET_ASIDE, RECORDER_BYTES, RECORDER_AGE),
 )
 
 
@@ -141,6 +151,12 @@ def collect_governor(judged: Judgement, sheet: Sheet) -> None:
         sheet.add(HEADROOM, device.headroom_c, device.device)
 
 
+def collect_xids(xids: Mapping[tuple[int, int], int], sheet: Sheet) -> None:
+    """What the driver reported, by GPU and number."""
+    for (gpu, number), count in sorted(xids.items()):
+        sheet.add(XIDS, count, str(gpu), str(number))
+
+
 def collect_energy(totals: Iterable[Total], sheet: Sheet) -> None:
     """Energy by part and by model."""
     for total in totals:
@@ -159,6 +175,7 @@ def collect_recorder(state: RecorderState, now_s: float, sheet: Sheet) -> None:
     sheet.add(RECORDER_DROPPED, state.dropped)
     sheet.add(RECORDER_PRUNED, state.pruned)
     sheet.add(RECORDER_REFUSED, state.series_refused)
+    sheet.add(RECORDER_SET_ASIDE, state.set_aside)
     sheet.add(RECORDER_BYTES, state.bytes)
     if state.committed_at_s is not None:
         sheet.add(RECORDER_AGE, max(0.0, now_s - state.committed_at_s))

@@ -115,6 +115,10 @@ class RecorderState(Protocol):
         """Names of readings beyond the limit."""
 
     @property
+    def set_aside(self) -> int:
+        """Damaged files put away."""
+
+    @property
     def bytes(self) -> int:
         """What the file uses."""
 

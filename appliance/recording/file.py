@@ -58,15 +58,30 @@ class UnusableFileError(Exception):
     """The file is there and cannot be used: what is wrong with it."""
 
 
+UNREADABLE = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_READ,
+        sqlite3.SQLITE_IOERR_SHORT_READ,
+        sqlite3.SQLITE_IOERR_CORRUPTFS,
+        sqlite3.SQLITE_IOERR_DATA,
+    }
+)
+"""Extended result codes: the disk does not give back what was written. Other I/O errors are failed writes."""
+
+
 def is_full(error: sqlite3.Error) -> bool:
-    """No room: the disk is full, or the budget is."""
+    """No room: the disk is full, or the budget is. A write that failed in another way counts, too: what helps is the same."""
     return _code(error) == sqlite3.SQLITE_FULL or (
-        isinstance(error, sqlite3.OperationalError) and _code(error) == sqlite3.SQLITE_IOERR
+        isinstance(error, sqlite3.OperationalError)
+        and _code(error) == sqlite3.SQLITE_IOERR
+        and error.sqlite_errorcode not in UNREADABLE
     )
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """What is in the file is not what we wrote."""
+    """What is in the file is not what we wrote, or cannot be read any more."""
+    if getattr(error, "sqlite_errorcode", None) in UNREADABLE:
+        return True
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_ERROR)
 
 
@@ -75,10 +90,15 @@ def _code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
-def open_for_writing(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, str]:
-    """The connection that writes, and what was set aside ("" if nothing). OSError or sqlite3.Error if there is no way."""
+def open_for_writing(path: Path, max_bytes: int, distrust: str = "") -> tuple[sqlite3.Connection, str]:
+    """The connection that writes, and what was set aside ("" if nothing). OSError or sqlite3.Error if there is no way.
+
+    `distrust`: what was wrong with the file although it passed the check; then it is set aside unseen.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if distrust and path.exists():
+            raise UnusableFileError(distrust)
         return _open(path, max_bytes), ""
     except UnusableFileError as error:
         reason = str(error)

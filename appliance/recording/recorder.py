@@ -44,7 +44,7 @@ URGENT = ("error", "critical")
 class RecorderState(msgspec.Struct, frozen=True):
     """How the recorder is. `problem` empty: it records. Counts are since the start; `bytes` is what the file uses.
 
-    `committed_at_s`: monotonic seconds of the last commit, None before the first.
+    `committed_at_s`: monotonic seconds of the last commit, None before the first. `set_aside`: damaged files put away.
     """
 
     problem: str
@@ -55,6 +55,7 @@ class RecorderState(msgspec.Struct, frozen=True):
     bytes: int
     last_hash: str
     committed_at_s: float | None = None
+    set_aside: int = 0
 
 
 class Recorder:
@@ -90,6 +91,8 @@ class Recorder:
         self._batch_items = BATCH_ITEMS
         self._last_hash = ""
         self._committed_at_s: float | None = None
+        self._set_aside = 0
+        self._damages = 0
 
     # --- recording ---
 
@@ -128,7 +131,7 @@ class Recorder:
         """How it is, now."""
         return RecorderState(
             *(self._problem, self._committed, self._dropped, self._pruned, self._refused, self._bytes),
-            *(self._last_hash, self._committed_at_s),
+            *(self._last_hash, self._committed_at_s, self._set_aside),
         )
 
     # --- life ---
@@ -188,17 +191,29 @@ class Recorder:
 
     def _open(self) -> None:
         self._take_lock()
-        writer = Writer(self.path, self._max_bytes, run_id=self.run_id, boot_id=self._boot_id)
-        crashed = writer.begin(self._wall(), self._monotonic())
+        # what was opened anew, passed the check and failed again is damaged where the check does not look
+        distrust = self._problem if self._damages >= 2 else ""
+        writer = Writer(self.path, self._max_bytes, run_id=self.run_id, boot_id=self._boot_id, distrust=distrust)
+        if writer.set_aside:
+            self._tell_damage(writer.set_aside)
+        try:
+            crashed = writer.begin(self._wall(), self._monotonic())
+        except sqlite3.Error:
+            writer.close()
+            raise
         self._writer = writer
         self._make_ballast()
-        if writer.set_aside:
-            log.error("recorder.damaged", extra={"fields": {"reason": writer.set_aside}})
-            self.record_event("recorder.damaged", "error", {"reason": writer.set_aside})
         if crashed is not None and crashed["run_id"] != self.run_id:
             kind = "daemon.crash" if crashed["same_boot"] else "daemon.power_lost"
             log.warning(kind, extra={"fields": crashed})
             self.record_event(kind, "error", crashed)
+
+    def _tell_damage(self, reason: str) -> None:
+        """A file was set aside; the chain of actions goes on in the new one, which says where the old one ended."""
+        self._set_aside += 1
+        fields = {"reason": reason, "last_hash": self._last_hash} if self._last_hash else {"reason": reason}
+        log.error("recorder.damaged", extra={"fields": fields})
+        self.record_event("recorder.damaged", "error", fields)
 
     def _take_lock(self) -> None:
         """One writer a file: a second appliance on it records nothing, and says so."""
@@ -233,6 +248,7 @@ class Recorder:
                 self._queue.popleft()
             self._committed += len(batch)
         self._committed_at_s = self._monotonic()
+        self._damages = 0
         self._batch_items = min(BATCH_ITEMS, self._batch_items * 2)
         pruned = self._writer.keep_within_budget()
         self._pruned += pruned
@@ -273,12 +289,13 @@ class Recorder:
             return FREED_S if pruned else RETRY_S
         self._trouble(str(error))
         if self._writer is not None:
-            # opened anew it is checked, and set aside if it is what is wrong
-            damaged = is_damage(error)
             self._writer.close()
             self._writer = None
-            return 0.0 if damaged else RETRY_S
-        return RETRY_S
+        if not is_damage(error):
+            return RETRY_S
+        # opened anew it is checked, and set aside if it is what is wrong
+        self._damages += 1
+        return 0.0 if self._damages <= 2 else RETRY_S
 
     @property
     def _ballast(self) -> Path:

@@ -80,13 +80,13 @@ Item = Sample | RecordedEvent | Action | Energy
 class Writer:
     """The open file. `set_aside` says what happened to the one before, if anything."""
 
-    def __init__(self, path: Path, max_bytes: int, *, run_id: str, boot_id: str) -> None:
+    def __init__(self, path: Path, max_bytes: int, *, run_id: str, boot_id: str, distrust: str = "") -> None:
         self._max_bytes = max_bytes
         self._run_id = run_id
         self._boot_id = boot_id
         # the WAL and the index over it are part of the budget too
         self._page_budget_bytes = max(64 * PAGE_BYTES, max_bytes - 2 * WAL_PAGES * PAGE_BYTES)
-        self._connection, self.set_aside = open_for_writing(path, self._page_budget_bytes)
+        self._connection, self.set_aside = open_for_writing(path, self._page_budget_bytes, distrust)
         self._segment = 0
         self._anchor = (0.0, 0.0)
         self._names: tuple[str, ...] = ()

@@ -100,10 +100,14 @@ class Every:
         self.period_s = period_s
         self._next_s = float("-inf")
 
+    def waiting(self, now_s: float) -> bool:
+        """Whether it is too early; asking changes nothing."""
+        # half a percent early is on time: timers have a grain
+        return now_s < self._next_s - self.period_s * 0.005
+
     def due(self, now_s: float) -> bool:
         """True once per period."""
-        # half a percent early is on time: timers have a grain
-        if now_s < self._next_s - self.period_s * 0.005:
+        if self.waiting(now_s):
             return False
         self._next_s = now_s + self.period_s
         return True

@@ -1,4 +1,4 @@
-"""The host: CPU, memory, pressure, network, and the wall clock's jumps, from /proc and /sys; and our own processes by psutil.
+"""The host: CPU, memory, pressure, network, the wall clock's jumps, and our own processes, from /proc and /sys; once a second.
 
 Cheap files that do not hang; what may hang is read elsewhere (`board.py`, `storage.py`). One sampler, driven by a `lane.Lane`.
 """
@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from appliance.core import quantities as q
-from appliance.core.quantities import label
-from appliance.core.readings import Finding, Part, Reading, measured, missing
-from appliance.sensors.base import Every, UnreadableError, names_in, read_number, read_reading, read_text
+from appliance.core.readings import Part, Reading, measured, missing
+from appliance.sensors.base import UnreadableError, names_in, read_number, read_reading, read_text
 from appliance.sensors.clock import ClockWatch
 from appliance.sensors.memory import memory_info
+from appliance.sensors.processes import Processes
 
-MAX_PROCESSES = 256
 MAX_LINKS = 32
 MEMORY = ((q.MEMORY_TOTAL, "MemTotal"), (q.MEMORY_AVAILABLE, "MemAvailable"))
 
@@ -26,33 +23,27 @@ class HostSampler:
     """`wanted` is set from the loop before each sample: name -> pid of our processes."""
 
     name = "host"
-    period_s = 0.0
+    period_s = 1.0
 
     def __init__(self, *, root: Path = Path("/"), clock: ClockWatch | None = None) -> None:
         self._root = root
         self._clock = clock or ClockWatch()
-        self._second = Every(1.0)
         self._cpu: tuple[int, int] | None = None
         self._readings: dict[str, Reading] = {}
-        self._processes: dict[str, psutil.Process] = {}
-        self._findings: tuple[Finding, ...] = ()
+        self._processes = Processes()
         self.wanted: Mapping[str, int] = {}
 
     def sample(self, now_s: float) -> Part:
-        """CPU load, memory and pressure now; the rest once a second."""
-        readings = self._readings
+        """All of it: nothing here changes so fast that it is worth more than one look a second."""
+        self._readings = {}
         self._load(now_s)
         self._memory(now_s)
-        if self._second.due(now_s):
-            for name in [name for name in readings if name.startswith(("process.", "host.network."))]:
-                del readings[name]
-            self._pressure(now_s)
-            self._network(now_s)
-            self._own(now_s)
-            clock = self._clock.sample(now_s)
-            readings.update(clock.readings)
-            self._findings = clock.findings
-        return Part(dict(readings), findings=self._findings)
+        self._pressure(now_s)
+        self._network(now_s)
+        clock = self._clock.sample(now_s)
+        return Part(
+            self._readings | clock.readings | self._processes.sample(self.wanted, now_s), findings=clock.findings
+        )
 
     def close(self) -> None:
         """Nothing is held."""
@@ -74,6 +65,8 @@ class HostSampler:
             busy = 100.0 * (1.0 - (idle - before[0]) / (total - before[1]))
             # iowait may run backwards (proc(5)): a hair outside is the edge
             self._readings[name] = measured(q.CPU_LOAD, min(100.0, max(0.0, busy)), now_s)
+        else:
+            self._readings[name] = missing(q.CPU_LOAD, "the kernel's counters did not move", now_s)
 
     def _memory(self, now_s: float) -> None:
         try:
@@ -140,36 +133,3 @@ class HostSampler:
         except UnreadableError as error:
             return missing(q.NETWORK_ERRORS, str(error), now_s)
         return measured(q.NETWORK_ERRORS, total, now_s)
-
-    def _own(self, now_s: float) -> None:
-        wanted = dict(list(self.wanted.items())[:MAX_PROCESSES])
-        kept = {}
-        for name, pid in wanted.items():
-            process = self._processes.get(name)
-            try:
-                if process is None or process.pid != pid or not process.is_running():
-                    process = psutil.Process(pid)
-                kept[name] = process
-                values = _process(process)
-                reason = ""
-            except (psutil.Error, OSError) as error:
-                values = dict.fromkeys((q.PROCESS_RSS, q.PROCESS_CPU, q.PROCESS_FDS, q.PROCESS_THREADS))
-                reason = "the process has ended" if isinstance(error, psutil.NoSuchProcess) else "not permitted"
-            for quantity, value in values.items():
-                reading = missing(quantity, reason, now_s) if value is None else measured(quantity, value, now_s)
-                self._readings[quantity.name(label(name))] = reading
-        self._processes = kept
-
-
-def _process(process: psutil.Process) -> dict[q.Quantity, float | None]:
-    with process.oneshot():
-        values: dict[q.Quantity, float | None] = {
-            q.PROCESS_RSS: process.memory_info().rss,
-            q.PROCESS_CPU: process.cpu_percent(),
-            q.PROCESS_THREADS: process.num_threads(),
-        }
-        try:
-            values[q.PROCESS_FDS] = process.num_fds()
-        except psutil.AccessDenied:
-            values[q.PROCESS_FDS] = None
-    return values

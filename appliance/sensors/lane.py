@@ -11,6 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections.abc import Callable
 
 from appliance.core.readings import Part
 from appliance.sensors.base import Every, Sampler
@@ -19,14 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class Lane:
-    """`ask` from the loop, then `answered` is set there; `part` is the last answer."""
+    """`ask` from the loop, then `answered` is set and `on_answer` called there; `part` is the last answer."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, on_answer: Callable[[], None] = lambda: None) -> None:
         self.name = sampler.name
         self.part: Part | None = None
         self.answered = asyncio.Event()
         self.failures = 0
         self._sampler = sampler
+        self._on_answer = on_answer
         self._period = Every(sampler.period_s)
         self._asked_s: float | None = None
         self._questions: queue.SimpleQueue[float | None] = queue.SimpleQueue()
@@ -38,6 +40,10 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"sensors-{self.name}", daemon=True)
         self._thread.start()
+
+    def ready(self, now_s: float) -> bool:
+        """Whether `ask` would ask."""
+        return self._asked_s is None and not self._period.waiting(now_s)
 
     def ask(self, now_s: float) -> bool:
         """Ask for a sample; False while the last question is still open, or there can be nothing new."""
@@ -90,3 +96,4 @@ class Lane:
             self.failures += 1
         self.part = part
         self.answered.set()
+        self._on_answer()

@@ -33,6 +33,7 @@ EventListener: TypeAlias = Callable[[DriverEvent], None]
 
 FALLEN_OFF = 79
 STICKY = frozenset({Remedy.RESET, Remedy.REBOOT, Remedy.HARDWARE})
+NOTHING = Part({})
 SILENT_ACTION = "If it stays, the driver hangs: reboot the box."
 
 
@@ -65,7 +66,10 @@ class Monitor:
                 StorageSampler(folders or {}, root=root),
             )
         self._samplers = tuple(samplers)
-        self._lanes = [Lane(sampler) for sampler in samplers]
+        self._lanes = [Lane(sampler, self._answered) for sampler in samplers]
+        self._waits: list[tuple[list[Lane], asyncio.Future[None]]] = []
+        self._still = Part({})
+        self._still_parts: list[Part] = []
         self._events = NvmlEvents(self._event) if gpu_events else None
         self._listeners: list[SnapshotListener] = []
         self._event_listeners: list[EventListener] = []
@@ -113,20 +117,11 @@ class Monitor:
     async def sample(self) -> Snapshot:
         """One snapshot now; what the task does at each interval. Does not wait for what is being sampled already."""
         started = self._clock()
-        wanted = self._processes()
-        for sampler in self._samplers:
-            if isinstance(sampler, HostSampler):
-                sampler.wanted = wanted
-        # a lane that was late before is not waited for again
-        asked = [lane for lane in self._lanes if lane.ask(started)]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(self._deadline_s, self._interval_s / 2)):
-                for lane in asked:
-                    await lane.answered.wait()
+        await self._ask(started)
         now = self._clock()
         parts = [self._part(lane, now) for lane in self._lanes]
         self._number += 1
-        readings, gpus = merge(parts)
+        readings, gpus = self._merged(parts)
         findings = [finding for part in parts for finding in part.findings]
         self.latest = Snapshot(
             number=self._number,
@@ -136,8 +131,44 @@ class Monitor:
             readings=readings,
             gpus=gpus,
             findings=(*findings, *self._xids.values(), *self._storms(), *fans.stopped(readings, gpus)),
+            silent_s={lane.name: self._overdue_s(lane, now) for lane in self._lanes},
         )
         return self.latest
+
+    async def _ask(self, now_s: float) -> None:
+        """Ask the lanes whose time it is, and wait for the last of them: at most half an interval."""
+        for sampler, lane in zip(self._samplers, self._lanes, strict=True):
+            if isinstance(sampler, HostSampler) and lane.ready(now_s):
+                sampler.wanted = self._processes()
+        # a lane that was late before is not waited for again
+        asked = [lane for lane in self._lanes if lane.ask(now_s)]
+        if not asked:
+            return
+        # one future and one timer: ten times a second a task that is woken by each lane costs more than what it reads
+        loop = asyncio.get_running_loop()
+        wait = asked, loop.create_future()
+        self._waits.append(wait)
+        late = loop.call_later(min(self._deadline_s, self._interval_s / 2), _done, wait[1])
+        try:
+            await wait[1]
+        finally:
+            late.cancel()
+            self._waits.remove(wait)
+
+    def _answered(self) -> None:
+        """A lane has answered; the last one that was asked ends the waiting."""
+        for asked, waiter in self._waits:
+            if all(lane.answered.is_set() for lane in asked):
+                _done(waiter)
+
+    def _merged(self, parts: list[Part]) -> tuple[dict[str, Reading], tuple[Gpu, ...]]:
+        """`merge`; what the slow lanes gave together is kept until one of them gives something else."""
+        if not parts:
+            return {}, ()
+        rest = parts[1:]
+        if len(rest) != len(self._still_parts) or any(a is not b for a, b in zip(rest, self._still_parts, strict=True)):
+            self._still, self._still_parts = Part(*merge(rest)), rest
+        return merge((parts[0], self._still))
 
     async def _run(self) -> None:
         next_s = self._clock()
@@ -152,10 +183,14 @@ class Monitor:
             next_s = max(next_s + self._interval_s, self._clock())
             await asyncio.sleep(next_s - self._clock())
 
-    def _part(self, lane: Lane, now_s: float) -> Part:
+    def _overdue_s(self, lane: Lane, now_s: float) -> float:
         silent_s = lane.silent_s(now_s)
-        part = lane.part or Part({})
-        if silent_s <= self._deadline_s:
+        return silent_s if silent_s > self._deadline_s else 0.0
+
+    def _part(self, lane: Lane, now_s: float) -> Part:
+        silent_s = self._overdue_s(lane, now_s)
+        part = lane.part or NOTHING
+        if not silent_s:
             return part
         who = "the driver" if lane.name == "nvml" else f"the {lane.name} sensors"
         reason = f"{who} has not answered for {silent_s:.0f} s".replace("sensors has", "sensors have")
@@ -167,7 +202,8 @@ class Monitor:
 
     def _event(self, event: DriverEvent) -> None:
         row = event.xid
-        if row is not None and row.remedy in STICKY and event.gpu >= 0:
+        # of a GPU that is gone its own state tells, and lasts as long
+        if row is not None and row.remedy in STICKY and row.number != FALLEN_OFF and event.gpu >= 0:
             message = f"XID {row.number}: {row.meaning}"
             self._xids[event.gpu, row.number] = Finding(
                 "gpu-xid", SEVERITIES[row.remedy], f"gpu.{event.gpu}", message, row.action
@@ -200,14 +236,22 @@ def merge(parts: Sequence[Part]) -> tuple[dict[str, Reading], tuple[Gpu, ...]]:
     for part in parts:
         for gpu in part.gpus:
             gpus.setdefault(gpu.index, gpu)
+        holes = [name for name in readings.keys() & part.readings.keys() if readings[name].value is None]
+        readings = part.readings | readings
+        if not holes:
+            continue
         closed = tuple(
             f"gpu.{gpu.index}." for gpu in gpus.values() if gpu.state is not GpuState.OK or not gpu.integrated
         )
-        for name, reading in part.readings.items():
-            known = readings.get(name)
-            if known is None or (known.value is None and reading.value is not None and not name.startswith(closed)):
-                readings[name] = reading
+        for name in holes:
+            if part.readings[name].value is not None and not name.startswith(closed):
+                readings[name] = part.readings[name]
     return readings, tuple(gpus.values())
+
+
+def _done(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _silent(name: str, reading: Reading, reason: str, now_s: float) -> Reading:

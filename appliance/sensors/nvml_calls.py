@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NewType
+from typing import Any, NewType, TypeAlias
 
 Code = NewType("Code", int)
+
+Ways: TypeAlias = tuple[tuple[str, tuple[Any, ...]], ...]
+"""A question's alternatives, the newest first: the function's name, and its arguments."""
 
 NOT_SUPPORTED, NO_PERMISSION, NO_DRIVER, TIMEOUT, NO_LIBRARY = Code(3), Code(4), Code(9), Code(10), Code(12)
 NO_FUNCTION, LOST, RESET_REQUIRED, MISMATCH, OLD_STRUCT, DEPRECATED = (
@@ -90,7 +93,17 @@ class Calls:
         except (ValueError, UnicodeDecodeError, OverflowError) as error:
             raise RefusedError(0) from error
 
-    def ask(self, gpu: int, what: str, now_s: float, alternatives: tuple[tuple[str, tuple[Any, ...]], ...]) -> Any:
+    def refuses(self, gpu: int, what: str, now_s: float) -> bool:
+        """Whether `ask` would say no without asking."""
+        refused = self._refused.get((gpu, what))
+        return refused is not None and now_s < refused[1]
+
+    def forget(self, gpu: int) -> None:
+        """Ask that GPU everything anew: it works in another way now."""
+        for key in [key for key in self._refused if key[0] == gpu]:
+            del self._refused[key]
+
+    def ask(self, gpu: int, what: str, now_s: float, alternatives: Ways) -> Any:
         """The answer of the first of `alternatives` (function name, arguments) that is not permanently refused."""
         key = (gpu, what)
         refused = self._refused.get(key)

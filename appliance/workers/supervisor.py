@@ -15,6 +15,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import msgspec
+
 from appliance.core.assembly import plan_slot
 from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.core.manifest import WorkerManifest
@@ -146,12 +148,8 @@ class Supervisor:
                 static = False
                 continue
             break
-        instance.traits = type(traits)(
-            platform=traits.platform,
-            backend=traits.backend,
-            provider=traits.provider,
-            inputs=traits.inputs,
-            outputs=traits.outputs,
+        instance.traits = msgspec.structs.replace(
+            traits,
             batched=batched,
             max_batch_size=layout.max_rows,
             unbatched_reason=reason,

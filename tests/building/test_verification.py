@@ -168,7 +168,7 @@ def test_samples_outside_or_missing_are_an_error(tmp_path: Path, place: str) -> 
 
 
 def _traits(*inputs: TensorSpec, batched: bool = True) -> EngineTraits:
-    return EngineTraits("p", "b", "c", inputs, (), batched, 32 if batched else 1)
+    return EngineTraits("p", "b", "c", "cpu", inputs, (), batched, 32 if batched else 1)
 
 
 def test_generated_inputs_are_the_same_each_time_and_fit_the_model() -> None:

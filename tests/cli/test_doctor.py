@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from appliance.cli import doctor
 from appliance.cli.doctor import Check, Finding, Patient
 from appliance.cli.main import app
-from appliance.config import Config, EnginesConfig, HttpConfig, RepositoryConfig
+from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig
 
 STATUS = {"status": {"ready": True, "line": "1 model ready", "version": "0.1.0"}, "models": []}
 
@@ -130,3 +130,19 @@ def test_a_bad_configuration_is_the_finding(tmp_path: Path, monkeypatch: pytest.
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     assert "did you mean 'port'" in done.stdout.replace("\n", " ")
+
+
+def test_a_record_that_was_put_away_and_one_that_does_not_record_are_found(config: Config) -> None:
+    assert one(doctor._recorder, patient(config)).grade == "good"
+    ill = {"recorder": {"problem": "no room: disk is full", "dropped": 7}}
+    found = one(doctor._recorder, patient(config, status=ill))
+    assert (found.grade, "disk is full" in found.text) == ("error", True)
+    lossy = {"recorder": {"problem": "", "dropped": 7}}
+    assert "7 records were lost" in one(doctor._recorder, patient(config, status=lossy)).text
+    aside = Path(config.repository.path) / ".recorder" / "recorder.sqlite3.damaged-1-2"
+    aside.parent.mkdir()
+    aside.touch()
+    found = one(doctor._recorder, patient(config, status={"recorder": {"problem": "", "dropped": 0}}))
+    assert (found.grade, aside.name in found.text) == ("warning", True)
+    off = Config(recorder=RecorderConfig(enabled=False))
+    assert one(doctor._recorder, patient(off)).grade == "note"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import tarfile
 import time
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from appliance.cli import bugreport
 from appliance.cli.bugreport import redact, redact_text
 from appliance.cli.history import sparkline
 from appliance.cli.main import app
@@ -106,6 +108,70 @@ def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path
     assert run.invoke(app, ["bugreport", "-o", "report.tar.gz"]).exit_code == 1, "an archive is not overwritten"
 
 
+JOURNAL = """#!/bin/sh
+printf '%s\\n' "$@" > {asked}
+cat <<'END'
+2026-11-25T06:00:00+0000 box appliance[71]: daemon.ready seconds=0.5 status='1 model ready'
+2026-11-25T06:00:01+0000 box appliance[71]: config.refused reason='http.token = "hush1": unknown key'
+2026-11-25T06:00:02+0000 box appliance[71]: worker.lost reason=https://kim:hush2@registry.example/models
+2026-11-25T06:00:03+0000 box appliance[71]: Authorization: Bearer hush3
+2026-11-25T06:00:04+0000 box appliance[71]: started as appliance --zmq-secret-key hush4 --port 1
+END
+"""
+
+
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    file = tmp_path / "bin" / "journalctl"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(file.parent), prepend=os.pathsep)
+
+
+def log_of(tmp_path: Path) -> str:
+    (tmp_path / "report.tar.gz").unlink(missing_ok=True)
+    output("bugreport", "-o", "report.tar.gz", "--since", "2027-01-31T06:00+00:00")
+    with tarfile.open(tmp_path / "report.tar.gz") as archive:
+        found = archive.extractfile("bugreport/log.txt")
+        assert found is not None
+        return found.read().decode()
+
+
+def test_a_bugreport_holds_the_journal_s_lines_of_our_unit_without_secrets(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    program(tmp_path, monkeypatch, JOURNAL.replace("{asked}", str(asked)))
+    log = log_of(tmp_path)
+    assert [line.partition("]: ")[2].split(" ")[0] for line in log.splitlines()][:3] == [
+        "daemon.ready",
+        "config.refused",
+        "worker.lost",
+    ]
+    assert len(log.splitlines()) == 5
+    assert "hush" not in log
+    assert "--port 1" in log
+    assert asked.read_text().split()[:4] == ["-u", "appliance", "--since", "@1801375200"]
+
+
+def test_a_journal_that_is_huge_loses_its_beginning_and_one_that_hangs_or_refuses_is_said(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bugreport, "MAX_PART_BYTES", 4000)
+    program(tmp_path, monkeypatch, "#!/bin/sh\ni=0; while [ $i -lt 999 ]; do echo line $i; i=$((i+1)); done\n")
+    log = log_of(tmp_path)
+    assert (len(log), log.splitlines()[-1]) == (4000, "line 998")
+    program(
+        tmp_path,
+        monkeypatch,
+        "#!/bin/sh\necho 'No journal: insufficient permissions' >&2\nexit 1\n",
+    )
+    assert "insufficient permissions" in log_of(tmp_path)
+    monkeypatch.setattr(bugreport, "JOURNAL_S", 0.2)
+    program(tmp_path, monkeypatch, "#!/bin/sh\nexec sleep 60\n")
+    assert "timed out" in log_of(tmp_path)
+
+
 @given(st.text(alphabet="abcXYZ019_-", min_size=12, max_size=30))
 def test_what_is_assigned_to_a_secret_s_name_is_removed(secret: str) -> None:
     for text in (
@@ -113,6 +179,7 @@ def test_what_is_assigned_to_a_secret_s_name_is_removed(secret: str) -> None:
         f'"token": "{secret}"',
         f"Authorization: Bearer {secret}",
         f"http://u:{secret}@h/",
+        f"appliance --admin-token a{secret} --x",
     ):
         assert secret not in redact_text(text)
     assert redact({"a": [{"db_password": secret}], "n": 1}) == {"a": [{"db_password": "(removed)"}], "n": 1}

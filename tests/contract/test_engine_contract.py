@@ -70,6 +70,7 @@ def test_traits_say_what_the_model_takes_and_that_it_can_be_batched(identity: En
     assert traits.inputs[0].shape == (-1, 4)
     assert traits.outputs[0].datatype is DataType.FP32
     assert (traits.batched, traits.max_batch_size, traits.unbatched_reason) == (True, 32, "")
+    assert traits.device == ("cuda:0" if traits.backend == "tensorrt" else "cpu")
 
 
 def test_outputs_are_written_where_they_were_asked_for_again_and_again(identity: Engine) -> None:

@@ -22,6 +22,7 @@ from appliance.core.description import (
     WorkerDescription,
 )
 from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
+from appliance.core.hold import Hold, make_hold
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Timing, Version
 from appliance.core.tensor import DataType, TensorSpec
 
@@ -50,6 +51,7 @@ class FakeService:
         self.holding = False
         self.draining = False
         self.loaded = True
+        self.held: Hold | None = None
         self.report: bytes | None = None
         self.listeners: list[Callable[[Any], None]] = []
         self.seq = 0
@@ -172,6 +174,17 @@ class FakeService:
         if name != "echo":
             raise not_found(f"Request for unknown model: '{name}' is not found")
         self.loaded = False
+
+    def governor(self) -> dict[str, Any]:
+        return {"level": "NOMINAL" if self.held is None else self.held.level.name}
+
+    def hold_governor(self, level: str, seconds: float, reason: str) -> dict[str, Any]:
+        self.held = make_hold(level, seconds, reason, 0.0)
+        return self.governor()
+
+    def release_governor(self) -> dict[str, Any]:
+        self.held = None
+        return self.governor()
 
     def workers(self) -> list[WorkerDescription]:
         return []

@@ -62,6 +62,7 @@ class Recorded(msgspec.Struct, frozen=True):
     dropped: int = 2
     pruned: int = 1
     series_refused: int = 0
+    set_aside: int = 0
     bytes: int = 1 << 20
     committed_at_s: float | None = NOW_S - 0.75
 
@@ -124,9 +125,11 @@ def readings() -> Snapshot:
         value = round(min(quantity.high, 1000.0) * 0.5 + max(quantity.low, 0.0) * 0.5, 3)
         found[quantity.name(*labels_of(quantity))] = measured(quantity, value, NOW_S)
     found[q.GPU_FAN.name(0, 7)] = missing(q.GPU_FAN, "not supported", NOW_S)
-    gpu = Gpu(0, UUID, "NVIDIA L4", throttle=("SwPowerCap",), mig=(MigInstance(1, "MIG-1", 1 << 30, 1 << 20),))
+    gpu = Gpu(
+        0, UUID, "NVIDIA L4", throttle=("SwPowerCap",), mig=(MigInstance(1, "MIG-1", 1 << 30, 1 << 20),), mig_mode=True
+    )
     finding = Finding("driver-drift", Severity.WARNING, "driver", "reboot pending", "Reboot at the next chance.")
-    return Snapshot(1, NOW_S - 0.5, 1.7e9, 0.02, found, (gpu,), (finding,))
+    return Snapshot(1, NOW_S - 0.5, 1.7e9, 0.02, found, (gpu,), (finding,), {"nvml": 0.0})
 
 
 def lost_gpu() -> Snapshot:
@@ -155,7 +158,9 @@ def metrics(snapshot: Snapshot | None = None) -> Metrics:
     taken = snapshot if snapshot is not None else readings()
     made.readings = lambda: taken
     made.governor = Judged
+    made.hold_s = lambda: 90.0
     made.recorder = Recorded
+    made.xids = {(0, 31): 1}
     energy = made.energy = EnergyTotals()
     energy.add(Window())
     return made

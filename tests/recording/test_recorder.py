@@ -12,6 +12,7 @@ import pytest
 from appliance.core.energy import EnergyWindow, ModelShare
 from appliance.core.history import TIERS
 from appliance.recording import bridge
+from appliance.recording.file import is_damage, is_full
 from appliance.recording.reader import RecordReader
 from appliance.recording.recorder import Recorder
 from appliance.recording.writer import Item, RecordedEvent, Sample, Writer
@@ -255,3 +256,90 @@ def test_a_year_of_sixty_readings_fits_the_default_budget() -> None:
 
     assert full_bytes(60) < 0.5 * RecorderConfig().max_size_mb * MB
     assert [tier.span_s for tier in TIERS] == [3_600, 7 * 86_400, 365 * 86_400]
+
+
+def spoil(path: Path, table: str, *, whole: bool = False) -> None:
+    """Overwrite the first page of a table, or every page but the first, under whoever has the file open; and let them notice."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    [page] = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    count = other.execute("PRAGMA page_count").fetchone()[0]
+    # another writer's commit makes everybody read anew what they have in memory
+    other.execute("INSERT OR REPLACE INTO meta VALUES ('probe', 'x')")
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    with path.open("r+b") as file:
+        for number in range(2, count + 1) if whole else [page]:
+            file.seek((number - 1) * 4096)
+            file.write(b"\xa5" * 4096)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_file_that_is_damaged_under_a_running_recorder_is_set_aside_and_nothing_after_it_is_lost(
+    recorder: Recorder, path: Path, caplog: pytest.LogCaptureFixture, *, whole: bool
+) -> None:
+    recorder.record_action("kim", "unload", {"model": "m"})
+    recorder.record_event("before")
+    assert recorder.flush()
+    ended_with = recorder.state.last_hash
+    spoil(path, "events", whole=whole)
+    for number in range(20):
+        recorder.record_event("after", "info", {"n": number})
+    recorder.record_action("kim", "load", {"model": "m"})
+    assert recorder.flush()
+    reader = RecordReader(path)
+    assert [event["fields"]["n"] for event in reader.events(kind="after")] == list(range(20))
+    [told] = reader.events(kind="recorder.damaged")
+    [aside] = [file.name for file in path.parent.glob("*.damaged-*") if not file.name.endswith("-wal")]
+    assert (told["severity"], aside in told["fields"]["reason"]) == ("error", True)
+    assert told["fields"]["last_hash"] == ended_with
+    assert reader.audit()["verdict"]["ok"]
+    state = recorder.state
+    assert (state.problem, state.dropped, state.set_aside) == ("", 0, 1)
+    assert "recorder.damaged" in caplog.text
+
+
+def test_damage_that_the_check_does_not_see_is_set_aside_at_the_second_time_and_does_not_spin(
+    recorder: Recorder, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that somebody dropped: the file is sound, and nothing can be put into it."""
+    recorder.record_event("before")
+    assert recorder.flush()
+    opened = []
+    real = Writer.__init__
+
+    def counting(self: Writer, *arguments: object, **more: object) -> None:
+        opened.append(more["distrust"])
+        real(self, *arguments, **more)  # type: ignore[arg-type]  handed on as it came
+
+    monkeypatch.setattr(Writer, "__init__", counting)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("DROP TABLE events")
+    other.close()
+    recorder.record_event("after")
+    assert recorder.flush()
+    assert [bool(distrust) for distrust in opened] == [False, True]
+    assert recorder.state.set_aside == 1
+    assert [event["kind"] for event in RecordReader(path).events(kind="after")] == ["after"]
+
+
+@pytest.mark.parametrize(
+    ("code", "full", "damage"),
+    [
+        (sqlite3.SQLITE_FULL, True, False),
+        (sqlite3.SQLITE_IOERR_WRITE, True, False),
+        (sqlite3.SQLITE_IOERR_FSYNC, True, False),
+        (sqlite3.SQLITE_IOERR_READ, False, True),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, False, True),
+        (sqlite3.SQLITE_CORRUPT, False, True),
+        (sqlite3.SQLITE_CORRUPT_INDEX, False, True),
+        (sqlite3.SQLITE_BUSY, False, False),
+        (sqlite3.SQLITE_READONLY_DBMOVED, False, False),
+    ],
+)
+def test_a_disk_that_does_not_give_back_is_damage_and_one_that_does_not_take_is_full(
+    code: int, *, full: bool, damage: bool
+) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    assert (is_full(error), is_damage(error)) == (full, damage)

@@ -117,6 +117,55 @@ async def test_fewer_and_smaller_batches_run_when_it_is_squeezed(box: Box) -> No
     assert (limits.coalesce_rows, limits.max_batches, limits.in_flight_per_worker) == (8, 0, 2)
 
 
+async def test_an_operator_s_hold_refuses_and_builds_nothing_until_it_is_released_or_over(box: Box) -> None:
+    service, clock = box.service, [1000.0]
+    box.governor._clock = lambda: clock[0]
+    shown = service.hold_governor("hot", 60.0, "the fan is being changed")
+    assert (shown["level"], shown["hold"]["seconds_left"]) == ("HOT", 60.0)
+    with pytest.raises(ApplianceError, match=r"an operator holds it at HOT \(the fan is being changed\)") as refused:
+        await box.ask(9)
+    assert (refused.value.code, refused.value.retry_after_s) == (ErrorCode.UNAVAILABLE, 60.0)
+    assert not box.governor._cool.is_set()
+    await box.ask(1)
+    # what the sensors say counts where it is stricter, and comes through in its own words
+    box.at(89.0)
+    with pytest.raises(ApplianceError, match="GPU 0 is at 89"):
+        await box.ask(5)
+    box.at(50.0, seconds=120)
+    assert box.governor.gates.level is Level.HOT
+    clock[0] = 1059.0
+    service.tick(box.second)
+    assert service.governor()["hold"]["seconds_left"] == 1.0
+    clock[0] = 1060.0
+    service.tick(box.second)
+    await box.ask(9)
+    assert service.governor()["hold"] is None
+    topics = [event.topic for event in box.events if event.topic.startswith(("governor.", "operator."))]
+    assert topics == ["governor.held", "governor.level", "operator.governor.hold", *["governor.level"] * 2,
+                      "governor.released", "governor.level"]  # fmt: skip
+    assert box.events[-1].data["reason"] == "its time is over"
+
+
+async def test_a_release_ends_a_hold_and_is_an_action_only_if_there_was_one(box: Box) -> None:
+    service = box.service
+    service.hold_governor("CRITICAL", 60.0, "maintenance")
+    service.hold_governor("WARM", 60.0, "almost done")  # a new one stands in place of the old one
+    await box.ask(9)
+    assert service.release_governor()["level"] == "NOMINAL"
+    assert service.release_governor()["hold"] is None
+    assert [event.topic for event in box.events].count("operator.governor.release") == 1
+    assert box.governor.judgement.gates == box.governor.gates
+    with pytest.raises(ApplianceError, match="only be stricter"):
+        service.hold_governor("NOMINAL", 60.0, "silence, please")
+
+
+async def test_a_hold_without_a_governor_is_unavailable(box: Box) -> None:
+    service = Service(box.manager, EventBus())
+    for ask in (service.governor, service.release_governor, lambda: service.hold_governor("HOT", 1.0, "x")):
+        with pytest.raises(ApplianceError, match="the governor is off"):
+            ask()
+
+
 async def test_samples_that_stay_away_are_a_sensor_that_vanished(box: Box) -> None:
     box.service.tick(1e6)
     assert box.governor.gates.level is Level.NOMINAL

@@ -11,6 +11,7 @@ import pytest
 from appliance.sensors.board import BoardSampler
 from appliance.sensors.clock import ClockWatch
 from appliance.sensors.host import HostSampler
+from appliance.sensors.processes import PAGE_BYTES, TICKS_PER_S, Processes
 from appliance.sensors.storage import StorageSampler
 
 Tree = Callable[[dict[str, object]], Path]
@@ -139,6 +140,9 @@ def test_own_processes_are_followed_and_one_that_ended_is_missing(tmp_path: Path
     assert (readings["process.front.rss"].value or 0) > 1 << 20
     assert (readings["process.front.fds"].value or 0) > 2
     assert readings["process.worker_a:1:0.rss"].reason == "the process has ended"
+    assert readings["process.worker_a:1:0.fds"].reason == "the process has ended"
+    assert readings["process.front.cpu"].reason == "known from the second sample on"
+    assert host.sample(1.0).readings["process.front.cpu"].value is not None
     host.wanted = {}
     assert "process.front.rss" not in host.sample(2.0).readings
 
@@ -186,3 +190,21 @@ def test_a_clock_that_was_never_set_is_a_finding_and_a_forbidden_adjtimex_a_reas
     part = ClockWatch(read_discipline=forbidden, wall=lambda: 100.0).sample(0.0)
     assert [finding.code for finding in part.findings] == ["clock-unset"]
     assert part.readings["host.clock.synchronized"].reason == "the kernel does not tell us (adjtimex)"
+
+
+def test_a_pid_that_another_process_got_begins_anew(tree: Tree) -> None:
+    def stat(ticks: int, start: int) -> str:
+        return f"7 (a ) b) S 1 7 7 0 -1 0 0 0 0 0 {ticks} 5 0 0 20 0 3 0 {start} 999 25 0"
+
+    root = tree({"7/stat": stat(100, 1)})
+    (root / "7/fd").mkdir()
+    processes = Processes(root)
+    first = processes.sample({"x": 7}, 10.0)
+    assert (first["process.x.threads"].value, first["process.x.rss"].value) == (3.0, 25.0 * PAGE_BYTES)
+    tree({"7/stat": stat(100 + TICKS_PER_S, 1)})
+    assert processes.sample({"x": 7}, 12.0)["process.x.cpu"].value == 50.0
+    tree({"7/stat": stat(1, 500)})
+    anew = processes.sample({"x": 7}, 14.0)
+    assert anew["process.x.cpu"].reason == "known from the second sample on"
+    tree({"7/stat": "7 (a"})
+    assert processes.sample({"x": 7}, 15.0)["process.x.rss"].reason == "its stat file is not as expected"

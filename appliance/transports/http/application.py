@@ -62,6 +62,14 @@ class Route(msgspec.Struct, frozen=True):
     changes: bool = False
 
 
+class HoldRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a hold on the governor."""
+
+    level: str
+    seconds: float
+    reason: str
+
+
 class HttpApplication:
     """The routes and their answers."""
 
@@ -90,6 +98,9 @@ class HttpApplication:
             "/v2/appliance/status": Route("GET", self._status),
             "/v2/appliance/snapshot": Route("GET", self._status),
             "/v2/appliance/workers": Route("GET", self._workers),
+            "/v2/appliance/governor": Route("GET", self._governor),
+            "/v2/appliance/governor/hold": Route("POST", self._hold, changes=True),
+            "/v2/appliance/governor/release": Route("POST", self._release, changes=True),
             "/v2/appliance/events": Route("GET", self._events),
             "/v2/appliance/stream": Route("GET", self._stream),
             "/v2/appliance/history": Route("GET", self._recorded, action="history"),
@@ -313,6 +324,20 @@ class HttpApplication:
 
     def _workers(self, exchange: Exchange, route: Route) -> None:
         self._json(exchange, self._service.workers())
+
+    def _governor(self, exchange: Exchange, route: Route) -> None:
+        self._json(exchange, self._service.governor())
+
+    def _hold(self, exchange: Exchange, route: Route) -> None:
+        try:
+            wanted = msgspec.json.decode(self._plain(exchange), type=HoldRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            example = '{"level": "HOT", "seconds": 600, "reason": "…"}'
+            raise invalid(f"expected {example}: {error}") from error
+        self._json(exchange, self._service.hold_governor(wanted.level, wanted.seconds, wanted.reason))
+
+    def _release(self, exchange: Exchange, route: Route) -> None:
+        self._json(exchange, self._service.release_governor())
 
     # --- what takes longer ---
 

@@ -80,6 +80,7 @@ def test_a_plan_says_what_it_takes_and_where_it_runs(load: Load) -> None:
     assert traits.inputs[0].shape == traits.outputs[0].shape == (-1, 4)
     assert (traits.batched, traits.max_batch_size) == (True, 32)
     assert traits.details["device"] == "cuda:0 Stub GPU, compute capability 8.9"
+    assert traits.device == "cuda:0"
     assert traits.details["profiles"] == "data [1, 4] to [32, 4]"
     assert load(max_batch_size=8, **AFFINE).traits.max_batch_size == 8
     assert load(max_batch_size=64, **AFFINE).traits.max_batch_size == 32, "no profile holds more"

@@ -231,6 +231,31 @@ class TestSharedMemory:
         assert reply.status == 501
 
 
+class TestGovernor:
+    async def test_a_hold_is_taken_shown_and_released(self, house: House) -> None:
+        body = b'{"level": "HOT", "seconds": 600, "reason": "the fan is being changed"}'
+        held = await house.ask("POST", "/v2/appliance/governor/hold", body)
+        assert (held.status, json.loads(held.body)) == (200, {"level": "HOT"})
+        assert json.loads((await house.ask("GET", "/v2/appliance/governor")).body) == {"level": "HOT"}
+        released = await house.ask("POST", "/v2/appliance/governor/release", b"")
+        assert (released.status, house.service.held) == (200, None)
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"[]", b"{}", b'{"level": "HOT"}', b'{"level": "HOT", "seconds": "10", "reason": "x"}', b"\xff",
+         b'{"level": "HOT", "seconds": 10, "reason": "x", "for": 1}', b'{"level": "NOMINAL", "seconds": 10, "reason": "x"}',
+         b'{"level": "HOT", "seconds": 1e999, "reason": "x"}'],
+    )  # fmt: skip
+    async def test_what_is_no_hold_is_an_invalid_argument(self, house: House, body: bytes) -> None:
+        reply = await house.ask("POST", "/v2/appliance/governor/hold", body)
+        assert (reply.status, house.service.held) == (400, None)
+
+    @pytest.mark.parametrize("path", ["/v2/appliance/governor/hold", "/v2/appliance/governor/release"])
+    async def test_a_web_page_of_another_site_may_not(self, house: House, path: str) -> None:
+        assert (await house.ask("POST", path, b"{}", Origin="http://evil.example")).status == 403
+        assert (await house.ask("GET", path)).status == 405
+
+
 class TestOrigin:
     @pytest.mark.parametrize(
         ("origin", "host"),
