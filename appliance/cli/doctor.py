@@ -117,7 +117,10 @@ def _running(patient: Patient) -> Iterator[Finding]:
     for model in patient.status["models"]:
         if model["detail"] == "FAILED":
             text = f"{model['name']} version {model['version']} does not serve: {model['reason']}"
-            yield Finding("models", "error", text, f"mend it, then: appliance models load {model['name']}")
+            fix = f"mend it, then: appliance models load {model['name']}"
+            if model["reason"].startswith("waits for memory"):
+                fix = "unload another model, or give the box more memory: it is loaded by itself when there is room"
+            yield Finding("models", "error", text, fix)
     for finding in patient.status.get("findings") or ():
         grade: Grade = "error" if finding["severity"] == "error" else "warning"
         yield Finding("hardware", grade, finding["text"], finding.get("fix", ""))
