@@ -140,7 +140,8 @@ class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Memory of the models: reserved before a load, corrected after it. Megabytes are 2**20 bytes."""
+    """Memory of the models: reserved before a load, corrected after it. What does not fit waits until there is room, or is
+    refused for good if there never will be. Megabytes are 2**20 bytes."""
 
     enabled: bool = True
     host_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
