@@ -15,7 +15,7 @@ from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.core.memory_budget import HOST, MIB, WORKER_BYTES, MemoryBudget
 from appliance.core.request import ModelName, Version
 from appliance.lifecycle.manager import Manager
-from appliance.lifecycle.memory import ModelMemory, resident_bytes
+from appliance.lifecycle.memory import MemoryShortError, ModelMemory, resident_bytes
 from appliance.lifecycle.repository import Repository
 from appliance.observability.events import Event, EventBus
 from appliance.workers.link import Instance, NoRoomError
@@ -40,6 +40,7 @@ class House:
 
     async def evict(self, owner: str, wanted_by: str) -> None:
         self.evicted.append((owner, wanted_by))
+        self.memory.release(owner)
 
     async def load(self, owner: str, *, evictable: bool = False) -> None:
         await self.memory.reserve(owner, owner, device=HOST, file_bytes=0, instances=1, evictable=evictable)
@@ -62,6 +63,21 @@ async def test_an_idle_model_that_may_go_makes_room(tmp_path: Path) -> None:
     await house.load("b/1")
     assert house.evicted == [("a/1", "b/1")]
     assert [held.owner for held in house.memory.budget.held] == ["b/1"]
+
+
+async def test_who_comes_of_its_own_accord_has_nobody_unloaded_and_who_is_unloaded_for_another_frees_nothing_for_a_third(
+    tmp_path: Path,
+) -> None:
+    house, freed = House(tmp_path, WORKER_BYTES + 10 * MIB), []
+    house.memory.attach(tuple, house.evict, lambda: freed.append(list(house.evicted)))
+    await house.load("a/1", evictable=True)
+    with pytest.raises(MemoryShortError, match="would need a/1 to be unloaded"):
+        await house.memory.reserve("b/1", "b/1", device=HOST, file_bytes=0, instances=1, evictable=False, evict=False)
+    assert (house.evicted, freed) == ([], [])
+    await house.load("b/1")
+    house.memory.release("b/1")
+    house.memory.release("b/1")
+    assert freed == [[("a/1", "b/1")]] * 2, "once when all had gone that had to, once for b"
 
 
 async def test_what_was_measured_counts_and_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -142,7 +158,8 @@ class Crowd:
         self.events: list[Event] = []
         bus = EventBus()
         bus.subscribe(self.events.append)
-        self.weighs = WORKER_BYTES
+        # with the spare on top it fits the next time, too
+        self.weighs = WORKER_BYTES * 9 // 10
         self.budget = MemoryBudget({HOST: capacity})
         self.manager = Manager(
             Repository(folder / "models"),
@@ -172,6 +189,11 @@ class Crowd:
                 model.changed.clear()
                 await model.changed.wait()
 
+    async def looked(self) -> None:
+        """Until what waits was looked at, and does not fit."""
+        assert self.manager._waiting is not None
+        await asyncio.wait_for(asyncio.shield(self.manager._waiting), 10)
+
     def told(self, topic: str) -> list[str]:
         return [str(event.data.get("model", event.data.get("owner"))) for event in self.events if event.topic == topic]
 
@@ -194,6 +216,8 @@ async def test_a_version_that_did_not_fit_is_loaded_when_memory_is_given_back(cr
     state, reason = crowd.state("second")
     assert state == "UNAVAILABLE"
     assert re.match(r"waits for memory: needs 0\.1 GB on host, .* free: unload first/1@", reason)
+    await crowd.looked()
+    assert crowd.told("memory.retried") == []
     await crowd.manager.unload(ModelName("first"))
     await crowd.ready("second")
     assert crowd.state("second") == ("READY", "")
@@ -208,6 +232,7 @@ async def test_a_measured_drop_is_memory_given_back_too(crowd: Crowd) -> None:
     crowd.budget.correct(crowd.budget.held[0].owner, {HOST: 2 * WORKER_BYTES})
     with pytest.raises(ApplianceError, match="waits for memory"):
         await crowd.load("second")
+    await crowd.looked()
     version = crowd.manager.resolve(ModelName("first"), Version(""))
     assert crowd.manager.memory is not None
     crowd.manager.memory.measured(version.owner, "first", [1])
@@ -227,10 +252,9 @@ async def test_a_try_of_its_own_accord_unloads_nobody(crowd: Crowd) -> None:
     assert crowd.told("memory.evicted")
     with pytest.raises(ApplianceError):
         await crowd.load("first")
+    assert crowd.state("first")[1].startswith("waits for memory")
     crowd.manager._memory_freed()
-    waiting = crowd.manager._waiting
-    assert waiting is not None
-    await waiting
+    await crowd.looked()
     assert crowd.told("memory.retried") == [], "it does not fit, so nothing was tried"
 
 
@@ -240,8 +264,7 @@ async def test_what_is_unloaded_waits_no_longer(crowd: Crowd) -> None:
         await crowd.load("second")
     await crowd.manager.unload(ModelName("second"))
     await crowd.manager.unload(ModelName("first"))
-    assert crowd.manager._waiting is not None
-    await crowd.manager._waiting
+    await crowd.looked()
     assert crowd.told("memory.retried") == []
     assert crowd.state("second")[0] == "UNAVAILABLE"
 

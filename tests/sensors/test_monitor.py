@@ -262,3 +262,13 @@ async def test_a_snapshot_waits_for_the_last_of_the_samplers_that_it_asked() -> 
 async def _answer_of(monitor: Monitor, lane: int) -> None:
     await asyncio.sleep(0)
     await monitor._lanes[lane].answered.wait()
+
+
+def test_only_nvml_is_asked_at_each_sample_however_short_the_interval() -> None:
+    monitor = Monitor(interval_s=0.1, gpu_events=False)
+    assert {sampler.name: sampler.period_s for sampler in monitor._samplers} == {
+        "nvml": 0.0,
+        "host": 1.0,
+        "board": 1.0,
+        "storage": 10.0,
+    }
