@@ -50,8 +50,7 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 bench: $(VENV)/.dev ## measure against the limits of this machine (ARGS="--quick")
 	@$(BIN)/python tools/bench.py $(ARGS)
 
-deb: $(VENV)/.dev ## build the Debian 12 package into dist/ (wheels once with a network, then offline and bit by bit the same)
-	@test -d build/wheelhouse || $(BIN)/python tools/distribution/build_deb.py --download
+deb: $(VENV)/.dev ## build the Debian package into dist/ (wheels once with a network, then offline and bit by bit the same)
 	@$(BIN)/python tools/distribution/build_deb.py $(ARGS)
 
 wheel: $(VENV)/.dev ## build the wheel and the source archive into dist/

@@ -154,6 +154,7 @@ class SensorsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=60.0)] = 1.0
     deadline_s: Seconds = 2.0
+    root: str = "/"
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

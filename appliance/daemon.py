@@ -50,7 +50,7 @@ EXIT_BUG = 70
 EXIT_DEVICE = 75
 EXIT_CONFIG = 78
 
-GPU_NODES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")
+GPU_NODES = ("dev/nvidiactl", "dev/nvhost-ctrl-gpu")
 """Device files that NVIDIA's drivers make."""
 
 LAME_DUCK_S = 0.1
@@ -164,6 +164,7 @@ class Daemon:
                     events,
                     peaks=engines_path(config) / "memory-peaks.json",
                     measure=health.measure,
+                    integrated=health.integrated(),
                 )
                 if config.memory.enabled
                 else None
@@ -235,6 +236,7 @@ class Daemon:
         metrics = Metrics(service)
         metrics.readings = lambda: health.latest
         metrics.energy = health.energy
+        metrics.xids = health.xids
         governor, recorder = self._governor, self._recorder
         if governor is not None:
             metrics.governor = lambda: governor.judgement
@@ -271,12 +273,13 @@ class Daemon:
         self._monitor = Monitor(
             interval_s=config.sensors.interval_s,
             deadline_s=config.sensors.deadline_s,
+            root=Path(config.sensors.root),
             folders=folders,
             processes=lambda: health.processes(),
         )
         health = Health(self._monitor, events, governor=self._governor, record=self._recorder)
         self._monitor.start()
-        if any(map(os.path.exists, GPU_NODES)):
+        if any((Path(config.sensors.root) / node).exists() for node in GPU_NODES):
             await self._monitor.sample()
         return health
 

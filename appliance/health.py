@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from appliance.core.energy import EnergyMeter, EnergyWindow, Usage
 from appliance.core.energy_sources import EnergySources
 from appliance.core.heat import processor_temperature, thermal_sample
 from appliance.core.memory_budget import HOST
-from appliance.core.readings import Finding, Gpu, Severity, Snapshot
+from appliance.core.readings import Finding, Gpu, GpuState, MigInstance, Severity, Snapshot
 from appliance.core.thermal import ThermalSample
 from appliance.lifecycle.memory import resident_bytes
 from appliance.lifecycle.model_version import ModelVersion
@@ -40,6 +41,13 @@ NOT_RECORDED = frozenset(
 )  # fmt: skip
 """Constants of the hardware: the status has them, and a year of them tells nobody anything."""
 
+ECC_PERIOD_S = 60.0
+"""Memory errors may come by the thousand: of each kind an event a minute at most, with how many there were."""
+
+ECC_KINDS = (("corrected", q.GPU_ECC_CORRECTED, "info"), ("uncorrected", q.GPU_ECC_UNCORRECTED, "error"))
+GONE = frozenset({GpuState.LOST, GpuState.ABSENT})
+SUBJECTS = {"nvml": "NVIDIA driver", "driver": "NVIDIA driver"}
+
 FIGURES = {"governor.level": "", "requests.rate": "1/s", "requests.p99": "us"}
 """What is recorded beside the sensors' readings. And `gpu.N.throttle`: 1 while anything slows its clocks."""
 
@@ -60,6 +68,9 @@ class Judge(Protocol):
     def observe(self, sample: ThermalSample) -> None:
         """See `Governor.observe`."""
 
+    def condemn(self, devices: Mapping[str, str]) -> None:
+        """See `Governor.condemn`."""
+
 
 class Health:
     """See the module. `attach` when there are models to look after; `document` is its part of the status document."""
@@ -77,6 +88,9 @@ class Health:
         self._energy_due_s = self._record_due_s = 0.0
         self._findings: dict[tuple[str, str], Finding] = {}
         self._throttle: dict[int, tuple[str, ...]] = {}
+        self._mig: dict[int, tuple[str, ...]] = {}
+        self.xids: Counter[tuple[int, int]] = Counter()
+        self._ecc: dict[tuple[int, str], tuple[float, float]] = {}
         monitor.subscribe(self.take)
         monitor.on_event(self._driver_event)
 
@@ -106,9 +120,12 @@ class Health:
     def take(self, snapshot: Snapshot) -> None:
         """Hand a snapshot on."""
         if self._governor is not None:
+            self._governor.condemn(gone(snapshot))
             self._governor.observe(thermal_sample(snapshot))
         self._tell_findings(snapshot.findings)
         self._tell_throttle(snapshot.gpus)
+        self._tell_mig(snapshot.gpus)
+        self._tell_memory_errors(snapshot)
         if snapshot.monotonic_s >= self._energy_due_s:
             self._energy_due_s = snapshot.monotonic_s + ENERGY_WINDOW_S
             self._account(snapshot)
@@ -160,9 +177,36 @@ class Health:
                 self._events.publish("gpu.throttle", gpu=gpu.index, reasons=list(gpu.throttle), severity=severity)
             self._throttle[gpu.index] = gpu.throttle
 
+    def _tell_mig(self, gpus: Iterable[Gpu]) -> None:
+        """How a GPU is cut: at the first sight of one that is, and at every change."""
+        for gpu in gpus:
+            if gpu.mig_mode is None:
+                continue  # it cannot be cut, or does not tell now
+            now = tuple(one.uuid for one in gpu.mig) if gpu.mig_mode else ()
+            if now != self._mig.get(gpu.index, ()):
+                self._events.publish("gpu.mig", gpu=gpu.index, mode=gpu.mig_mode, instances=list(now))
+            self._mig[gpu.index] = now
+
+    def _tell_memory_errors(self, snapshot: Snapshot) -> None:
+        """An event when the counters grow. A counter that starts over was reset with its GPU."""
+        for gpu in snapshot.gpus:
+            for kind, quantity, severity in ECC_KINDS:
+                count = snapshot.value(quantity.name(gpu.index))
+                if count is None:
+                    continue
+                told, due_s = self._ecc.setdefault((gpu.index, kind), (count, 0.0))
+                if count > told and snapshot.monotonic_s >= due_s:
+                    fields = {"gpu": gpu.index, "kind": kind, "more": int(count - told), "count": int(count)}
+                    self._events.publish("gpu.ecc", **fields, severity=severity)
+                    self._ecc[gpu.index, kind] = (count, snapshot.monotonic_s + ECC_PERIOD_S)
+                elif count < told:
+                    self._ecc[gpu.index, kind] = (count, due_s)
+
     def _driver_event(self, event: DriverEvent) -> None:
         row = event.xid
         fields: dict[str, Any] = {"gpu": event.gpu, "kind": event.kind, "data": event.data}
+        if event.kind == "xid":
+            self.xids[event.gpu, event.data] += 1 + event.suppressed
         if row is not None:
             fields |= {"meaning": row.meaning, "action": row.action}
         if event.suppressed:
@@ -178,7 +222,7 @@ class Health:
             batches = version.statistics.batches.values()
             busy_s = sum(batch.compute_infer.ns for batch in batches) / 1e9
             name = f"{version.name}:{version.version}"
-            usage.setdefault(device_of(version), {})[name] = Usage(busy_s, version.statistics.inference_count)
+            usage.setdefault(version.device, {})[name] = Usage(busy_s, version.statistics.inference_count)
         for device, reading in self._sources.readings(snapshot).items():
             window = self._meter.observe(snapshot.monotonic_s, device, reading, usage.get(device, {}))
             if window is not None:
@@ -206,6 +250,12 @@ class Health:
                     "action": gpu.action,
                     "throttle": list(gpu.throttle),
                     "integrated": gpu.integrated,
+                    "mig_mode": gpu.mig_mode,
+                    "mig": [
+                        {"index": one.index, "uuid": one.uuid, "total": one.total_bytes, "used": one.used_bytes}
+                        for one in gpu.mig
+                    ],
+                    "missing": missing_of(snapshot, gpu),
                 }
                 for gpu in snapshot.gpus
             ],
@@ -231,15 +281,25 @@ class Health:
         return max(known) if known else processor_temperature(snapshot)
 
     def gpu_capacity(self, reserve_mb: int) -> dict[str, int]:
-        """What models may take of each GPU with memory of its own: what is free now, less the reserve, in bytes."""
+        """What models may take of each GPU with memory of its own: what is free now, less the reserve, in bytes.
+
+        Of a GPU in MIG mode a process gets one instance, so it is what is free there; nothing where there is none.
+        """
         snapshot = self._monitor.latest
         found = {}
         for gpu in snapshot.gpus if snapshot is not None else ():
             assert snapshot is not None
             free = snapshot.value(q.GPU_MEMORY_FREE.name(gpu.index))
+            if gpu.mig_mode:
+                free = _free_of(mig_instance(gpu, os.environ.get("CUDA_VISIBLE_DEVICES", "")))
             if free is not None and not gpu.integrated:
                 found[f"gpu:{gpu.index}"] = max(0, int(free) - (reserve_mb << 20))
         return found
+
+    def integrated(self) -> frozenset[str]:
+        """The GPUs that share the host's memory."""
+        snapshot = self._monitor.latest
+        return frozenset(f"gpu:{gpu.index}" for gpu in (snapshot.gpus if snapshot else ()) if gpu.integrated)
 
     def measure(self, pids: Iterable[int]) -> dict[str, int]:
         """What processes hold, in bytes: resident on the host, and on each GPU where the driver says so."""
@@ -247,22 +307,54 @@ class Health:
         found = resident_bytes(wanted)
         snapshot = self._monitor.latest
         for gpu in snapshot.gpus if snapshot is not None else ():
-            held = [process.memory_bytes for process in gpu.processes if process.pid in wanted]
-            known = [nbytes for nbytes in held if nbytes is not None]
-            if known and not gpu.integrated:
-                found[f"gpu:{gpu.index}"] = sum(known)
+            # a GPU in MIG mode may list its instances' processes, or only the instances do
+            lists = (gpu.processes, tuple(process for one in gpu.mig for process in one.processes))
+            held = [[one.memory_bytes for one in processes if one.pid in wanted] for processes in lists]
+            known = [[nbytes for nbytes in sizes if nbytes is not None] for sizes in held]
+            if not any(known):
+                continue
+            # what a GPU takes of the host's memory is not in any process' resident set
+            place = HOST if gpu.integrated else f"gpu:{gpu.index}"
+            found[place] = found.get(place, 0) + max(map(sum, known))
         return found
 
 
+def gone(snapshot: Snapshot) -> dict[str, str]:
+    """The devices that nothing can run on, and why with what to do; "gpu:*": no process that starts now gets any GPU."""
+    found = {f"gpu:{gpu.index}": f"{gpu.reason}. {gpu.action}".strip() for gpu in snapshot.gpus if gpu.state in GONE}
+    for finding in snapshot.findings:
+        if finding.code == "driver-mismatch":
+            found["gpu:*"] = f"{finding.message}. {finding.action}"
+    return found
+
+
+def mig_instance(gpu: Gpu, visible: str) -> MigInstance | None:
+    """The instance that CUDA gives a process: the first that $CUDA_VISIBLE_DEVICES names, else the first of all (NVIDIA's MIG
+    user guide: one instance for a process). None if there is none.
+    """
+    named = [one for name in visible.split(",") for one in gpu.mig if one.uuid == name.strip()]
+    return next(iter(named or gpu.mig), None)
+
+
+def _free_of(instance: MigInstance | None) -> int | None:
+    if instance is None:
+        return 0
+    if instance.total_bytes is None:
+        return None
+    return instance.total_bytes - (instance.used_bytes or 0)
+
+
+SHOWN = (q.GPU_TEMPERATURE, q.GPU_POWER, q.GPU_MEMORY_USED, q.GPU_UTILIZATION)
+
+
+def missing_of(snapshot: Snapshot, gpu: Gpu) -> dict[str, str]:
+    """Of the few numbers that people look at first: which this GPU does not tell now, and why; by the name after `gpu.N.`."""
+    prefix = f"gpu.{gpu.index}."
+    names = [quantity.name(gpu.index) for quantity in SHOWN]
+    return {name.removeprefix(prefix): snapshot.reason(name) for name in names if snapshot.value(name) is None}
+
+
 def _words(subject: str) -> str:
-    """A finding's subject as people say it: "GPU 0", "host"."""
+    """A finding's subject as people say it: "GPU 0", "NVIDIA driver", "host"."""
     kind, _, index = subject.partition(".")
-    return f"GPU {index}" if kind == "gpu" and index else subject
-
-
-def device_of(version: ModelVersion) -> str:
-    """On whose energy account a version runs: "gpu:1", or "host"."""
-    device = version.manifest.device
-    if device == "cpu" or version.provider == "CPUExecutionProvider":
-        return HOST
-    return f"gpu:{device.partition(':')[2] or '0'}"
+    return f"GPU {index}" if kind == "gpu" and index else SUBJECTS.get(subject, subject)

@@ -54,8 +54,13 @@ class Judge:
     def __init__(self) -> None:
         self.samples: list[ThermalSample] = []
 
+        self.condemned: dict[str, str] = {}
+
     def observe(self, sample: ThermalSample) -> None:
         self.samples.append(sample)
+
+    def condemn(self, devices: Mapping[str, str]) -> None:
+        self.condemned = dict(devices)
 
 
 class Box:
@@ -127,6 +132,8 @@ def test_memory_on_a_gpu_is_what_the_driver_says_of_our_processes() -> None:
     found = box.health.measure([11, 13, 999_999_999])
     assert found["gpu:0"] == GIB
     assert "gpu:1" not in found, "what a chip shares with the host is counted there"
+    assert found["host"] >= GIB, "and is not in the processes' resident set"
+    assert box.health.integrated() == {"gpu:1"}
 
 
 def test_the_status_has_missing_readings_as_none_and_findings_with_what_to_do() -> None:

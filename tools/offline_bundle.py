@@ -1,10 +1,11 @@
 """Makes an offline bundle from this checkout: the Debian package or the wheels, with models, for boxes without a network.
 
-    python tools/offline_bundle.py --key maker.key --deb dist/appliance.bundle
+    python tools/offline_bundle.py --key maker.key dist/appliance.bundle --deb
     python tools/offline_bundle.py --key maker.key --wheels --models models --part-size 64M dist/appliance.bundle
 
-Wheels are the pinned ones of requirements/cpu.txt for Debian 12's Python, from build/wheelhouse, filled on the first run. The
-rest of the line goes to `appliance bundle create`, which signs and writes.
+Wheels are the pinned ones of requirements/cpu.txt for that Debian's Python, from build/wheelhouse-PYTHON, filled at first.
+The rest of the line goes to `appliance bundle create`, which signs and writes. Beside the bundle it lays install_appliance.py,
+which a box without the appliance needs once: `python3 install_appliance.py NAME.bundle --key maker.pub`.
 """
 
 from __future__ import annotations
@@ -26,24 +27,40 @@ def main() -> int:
     """Build the release and bundle it; the exit status of `bundle create`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--deb", action="store_true", help="with the Debian 12 package")
+    kind.add_argument(
+        "--deb", nargs="?", const="", metavar="PACKAGE", help="with the Debian package: that one, else one built now"
+    )
     kind.add_argument("--wheels", action="store_true", help="with wheels, for a slot")
-    parser.add_argument("--wheelhouse", type=Path, default=ROOT / "build" / "wheelhouse")
+    parser.add_argument(
+        "--debian", choices=environment.TARGETS, default=build_deb.this_debian(), help="for which release"
+    )
+    parser.add_argument("--interpreter", type=Path, help="a Python of that release's minor version")
+    parser.add_argument("--wheelhouse", type=Path, help="default: build/wheelhouse-PYTHON")
     parser.add_argument("--units", type=Path, default=ROOT / "systemd")
     parser.add_argument("--version", default=build_deb.project_version())
     options, rest = parser.parse_known_args()
+    target = environment.TARGETS[options.debian]
+    wheelhouse = options.wheelhouse or environment.wheelhouse(target)
     try:
-        if not any(options.wheelhouse.glob("*.whl")):
-            environment.download(options.wheelhouse)
+        rest += ["--version", options.version, "--python", target.python, "--with-installer"]
+        if options.deb:
+            return create("--release", options.deb, "--system", f"debian-{target.debian}", *rest)
+        if not any(wheelhouse.glob("*.whl")):
+            environment.download(wheelhouse, target)
         with tempfile.TemporaryDirectory() as work:
-            if options.deb:
+            if options.deb is not None:
                 package = build_deb.build(
-                    options.wheelhouse, Path(work), units_folder=options.units, version=options.version
+                    wheelhouse,
+                    Path(work),
+                    target=target,
+                    units_folder=options.units,
+                    version=options.version,
+                    interpreter=options.interpreter,
                 )
-                return create("--release", str(package), "--system", "debian-12", "--version", options.version, *rest)
+                return create("--release", str(package), "--system", f"debian-{target.debian}", *rest)
             release = Path(work) / "release"
-            collect_wheels(options.wheelhouse, release)
-            return create("--release", str(release), "--version", options.version, *rest)
+            collect_wheels(wheelhouse, release)
+            return create("--release", str(release), *rest)
     except (environment.BuildError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from appliance.release.signing import TrustedKeys
 
 READY_TIMEOUT_S = 120.0
-ASK_TIMEOUT_S = 20.0
+ASK_TIMEOUT_S = 5.0
+"""At most, for one question. A release that breaks on start lets questions wait in its listening sockets, which stay open."""
 
 Keys = Annotated[
     Path | None, typer.Option("--keys", help="Folder of trusted *.pub keys; else ROOT/etc/appliance/keys.")
@@ -59,9 +60,10 @@ def register(app: typer.Typer) -> None:
 class CommandService:
     """The service as its commands see it: systemctl (or another program) restarts it, its own command line says how it is."""
 
-    def __init__(self, box: Box, restart: str) -> None:
+    def __init__(self, box: Box, restart: str, ready_timeout_s: float) -> None:
         self._program = box.program / "bin" / "appliance"
         self._restart = restart
+        self._ask_timeout_s = max(1.0, min(ASK_TIMEOUT_S, ready_timeout_s))
 
     def restart(self) -> None:
         """Start anew; whether it worked is for `ready` to see."""
@@ -71,19 +73,29 @@ class CommandService:
         """Start if it does not run."""
         self._call("start")
 
+    def enable(self) -> None:
+        """Start, now and with every boot; another program than systemctl is told to start."""
+        if self._restart:
+            self._call("start")
+        else:
+            self._call("enable", "--now")
+
     def ready(self, version: str) -> bool:
         """Whether the installed release's own `status` says that this release is ready."""
         try:
             asked = subprocess.run(  # noqa: S603  the installed release
-                [str(self._program), "status", "--json"], capture_output=True, timeout=ASK_TIMEOUT_S, check=False
+                [str(self._program), "status", "--json"],
+                capture_output=True,
+                timeout=self._ask_timeout_s,
+                check=False,
             )
             answered = json.loads(asked.stdout)["status"]
         except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
             return False
         return asked.returncode == 0 and bool(answered["ready"]) and answered["version"] == version
 
-    def _call(self, verb: str) -> None:
-        call = [self._restart, verb] if self._restart else ["systemctl", verb, "appliance.service"]
+    def _call(self, *verb: str) -> None:
+        call = [self._restart, *verb] if self._restart else ["systemctl", *verb, "appliance.service"]
         ended = subprocess.run(call, capture_output=True, text=True, check=False)  # noqa: S603  as the administrator says
         if ended.returncode != 0:
             note(f"{' '.join(call)} failed: {ended.stderr.strip()[-300:]}")
@@ -124,10 +136,18 @@ def create(
     machine: Annotated[str, typer.Option(help="For boxes with this machine.")] = "x86_64",
     python: Annotated[str, typer.Option(help="For boxes with this Python.")] = "3.11",
     part_size: Annotated[str, typer.Option(help="Cut into parts, too: 512K, 64M, 2G.")] = "",
+    with_installer: Annotated[
+        bool,
+        typer.Option(
+            "--with-installer", help="Lay install_appliance.py beside it, for boxes that have no appliance yet."
+        ),
+    ] = False,
     as_json: JSON = False,
 ) -> None:
     """Put a release, models, engines and configuration into one signed file."""
-    from appliance.release import bundle, parts, signing
+    import shutil
+
+    from appliance.release import bundle, first_install, parts, signing
     from appliance.release.manifest import Target
 
     rooms = {"release": release or [], "models": models or [], "engines": engines or []}
@@ -146,6 +166,8 @@ def create(
             sign=sign,
         )
         index = parts.split(output, _bytes(part_size), sign) if part_size else None
+        if with_installer:
+            shutil.copyfile(first_install.__file__, output.with_name("install_appliance.py"))
     _tell(made, {"bundle": str(output), "index": str(index) if index else None}, as_json)
 
 
@@ -260,7 +282,7 @@ def _installer(root: Path, kind: str, restart: str, ready_timeout_s: float) -> I
     return Installer(
         box,
         Packages(box) if by_dpkg else slots,
-        CommandService(box, restart),
+        CommandService(box, restart, ready_timeout_s),
         ready_timeout_s=ready_timeout_s,
         note=note,
     )

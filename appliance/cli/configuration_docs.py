@@ -80,6 +80,7 @@ DESCRIPTIONS: dict[str, str] = {
     "worker.evictable": "Whether it may be unloaded, when idle, for another model that does not fit. It is loaded again by hand.",
     "sensors.interval_s": "How often GPUs are sampled: temperature, SM clock, power, load, throttle; the rest once a second.",
     "sensors.deadline_s": "A sensor that has not answered for this long is reported missing, with how long it has been silent.",
+    "sensors.root": "Where the box has `/dev`, `/proc`, `/sys` and `/usr`: another folder than `/` in a container.",
     "log.format": "auto: readable on a terminal, JSON lines elsewhere.",
     "log.level": "What is logged.",
     "engine": "Empty: the fastest that this box has for the device; ONNX Runtime serves while TensorRT builds.",

@@ -14,10 +14,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -28,11 +28,17 @@ from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, print_json
 from appliance.config import ConfigError, find, load
 
+GOVERNOR_FIX = (
+    "see to the cooling: fans, filters, the air around it; `appliance history gpu.0.temperature` shows since when"
+)
 MARKS: dict[Grade, str] = {"good": "✓", "note": "·", "warning": "!", "error": "✗"}
 
 LOW_DISK_BYTES = 1 << 30
 LOW_DISK_SHARE = 0.05
 PROBE_S = 60.0
+DRIVER_PROBE_S = 20.0
+"""NVML answers in a second or two when the driver has to be loaded first; later than that it hangs."""
+
 STA_UNSYNC = 0x0040
 """adjtimex(2): the clock is not synchronized."""
 
@@ -43,9 +49,15 @@ def register(app: typer.Typer) -> None:
 
 
 @command
-def doctor(url: URL = None, as_json: JSON = False) -> None:
+def doctor(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this check, and no other; may be repeated. A wrong name lists all.")
+    ] = None,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
     """Look at everything that could be wrong here, and say what to do about it. Exit status 1 if something must be done."""
-    findings, patient = _examine(url)
+    findings, patient = _examine(url, _chosen(only or ()))
     if as_json:
         print_json(msgspec.to_builtins(findings))
     else:
@@ -54,7 +66,16 @@ def doctor(url: URL = None, as_json: JSON = False) -> None:
         raise typer.Exit(Exit.FAILED)
 
 
-def _examine(url: str | None) -> tuple[list[Finding], Patient | None]:
+def _chosen(names: Sequence[str]) -> Sequence[Check]:
+    checks = {check.__name__.strip("_"): check for check in CHECKS}
+    if unknown := sorted(set(names) - set(checks)):
+        raise CommandError(
+            Exit.USAGE, "USAGE", f"there is no check {', '.join(unknown)}", f"there are {', '.join(checks)}"
+        )
+    return [check for name, check in checks.items() if not names or name in names]
+
+
+def _examine(url: str | None, checks: Sequence[Check]) -> tuple[list[Finding], Patient | None]:
     path = find()
     try:
         config = load(path)
@@ -69,7 +90,7 @@ def _examine(url: str | None) -> tuple[list[Finding], Patient | None]:
         status, workers = appliance.get("/v2/appliance/status"), appliance.get("/v2/appliance/workers")
     patient = Patient(config, path, status, workers)
     findings = [Finding("configuration", "good", f"{path or 'defaults'}: no problem")]
-    for check in CHECKS:
+    for check in checks:
         try:
             findings += check(patient)
         except Exception as error:  # one organ that cannot be looked at must not hide the others
@@ -121,6 +142,10 @@ def _running(patient: Patient) -> Iterator[Finding]:
             if model["reason"].startswith("waits for memory"):
                 fix = "unload another model, or give the box more memory: it is loaded by itself when there is room"
             yield Finding("models", "error", text, fix)
+    governor = patient.status.get("governor") or {"level": "NOMINAL"}
+    if governor["level"] != "NOMINAL":
+        level, text = governor["level"], f"{governor['level']}: {governor['reason']}"
+        yield Finding("governor", "warning" if level == "WARM" else "error", text, GOVERNOR_FIX)
     for finding in patient.status.get("findings") or ():
         grade: Grade = "error" if finding["severity"] == "error" else "warning"
         yield Finding("hardware", grade, finding["text"], finding.get("fix", ""))
@@ -179,13 +204,13 @@ def _memory(patient: Patient) -> Iterator[Finding]:
 
 
 GPU_SCRIPT = """
-import json, pynvml
+import json, pathlib, sys, time, pynvml
 from appliance.sensors.nvml import NvmlSampler
-import time
-part = NvmlSampler().sample(time.monotonic())
-found = {"gpus": [], "findings": [[one.severity, one.message, one.action] for one in part.findings]}
+part = NvmlSampler(root=pathlib.Path(sys.argv[1])).sample(time.monotonic())
+found = {"gpus": [], "findings": [[one.code, one.severity, one.subject, one.message, one.action] for one in part.findings]}
 for gpu in part.gpus:
-    told = {"index": gpu.index, "name": gpu.name, "state": gpu.state, "action": gpu.action, "throttled_s": {}}
+    told = {"index": gpu.index, "name": gpu.name, "state": gpu.state, "throttled_s": {}, "integrated": gpu.integrated}
+    told |= {"mig_mode": gpu.mig_mode, "mig": [one.total_bytes for one in gpu.mig]}
     for name, reading in part.readings.items():
         if name.startswith(f"gpu.{gpu.index}.throttled.") and reading.value:
             told["throttled_s"][name.rpartition(".")[2]] = reading.value
@@ -200,37 +225,57 @@ THROTTLED_S = 60.0
 """Less than that since the driver was loaded is a moment, not a habit."""
 
 
-def _gpus(_patient: Patient) -> Iterator[Finding]:
+def _gpus(patient: Patient) -> Iterator[Finding]:
     """NVIDIA's driver, asked in a process of its own, which may hang: library and module, persistence mode, throttling since
-    the driver was loaded.
+    the driver was loaded. What the running appliance has told already is not said twice.
     """
-    try:
-        done = subprocess.run(  # noqa: S603  our own interpreter and words
-            [sys.executable, "-c", GPU_SCRIPT], capture_output=True, text=True, timeout=PROBE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        yield Finding(
-            "GPU", "error", f"NVIDIA's driver does not answer within {PROBE_S:g} s: it hangs", "reboot the box"
-        )
+    told = {(one.get("code"), one.get("subject")) for one in (patient.status or {}).get("findings") or ()}
+    if ("sensor-silent", "nvml") in told:
+        yield Finding("GPU", "note", "not asked: the driver hangs, and who asks it hangs, too")
         return
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    try:
+        code, output, complaint = _ask_driver(patient.config.sensors.root)
+    except subprocess.TimeoutExpired:
+        text = f"NVIDIA's driver does not answer within {DRIVER_PROBE_S:g} s: it hangs"
+        yield Finding("GPU", "error", text, "reboot the box")
+        return
+    if code:
+        last = (complaint.strip().splitlines() or ["no word"])[-1]
         yield Finding("GPU", "warning", f"cannot be looked at: {last}", "report this")
         return
-    found = json.loads(done.stdout)
-    for severity, message, action in found["findings"]:
-        grade: Grade = "error" if severity == "critical" else "warning" if severity == "warning" else "note"
-        yield Finding("GPU", grade, message, action)
+    found = json.loads(output)
+    for code, severity, subject, message, action in found["findings"]:
+        if (code, subject) not in told:
+            grade: Grade = "error" if severity == "critical" else "warning" if severity == "warning" else "note"
+            kind, _, index = subject.partition(".")
+            yield Finding(f"GPU {index}" if kind == "gpu" else "GPU", grade, message, action)
     if not found["gpus"] and not found["findings"]:
         yield Finding("GPU", "note", "no NVIDIA GPU or driver on this box")
     for gpu in found["gpus"]:
-        yield from _gpu(gpu)
+        # one that answers again after it was lost is not believed before its reset
+        if ("gpu-lost", f"gpu.{gpu['index']}") not in told:
+            yield from _gpu(gpu)
+
+
+def _ask_driver(root: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of the script. TimeoutExpired: it was left behind, since what hangs in the kernel cannot be
+    ended, and waiting for its end would hang us.
+    """
+    asked = subprocess.Popen(  # noqa: S603  our own interpreter and words
+        [sys.executable, "-c", GPU_SCRIPT, root], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        output, complaint = asked.communicate(timeout=DRIVER_PROBE_S)
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        raise
+    return asked.returncode, output, complaint
 
 
 def _gpu(gpu: dict[str, Any]) -> Iterator[Finding]:
     name = f"GPU {gpu['index']}"
     if gpu["state"] == "OK":
-        yield Finding(name, "good", gpu["name"])
+        yield Finding(name, "good", ", ".join([gpu["name"], *_kind(gpu)]))
     if gpu["persistent"] is False:
         text = (
             "persistence mode is off: the driver unloads when nobody uses the GPU, and the first request waits for it"
@@ -242,6 +287,15 @@ def _gpu(gpu: dict[str, Any]) -> Iterator[Finding]:
         text = f"slowed since the driver was loaded: {told}"
         fix = "better cooling or a higher power limit; `appliance history` shows when"
         yield Finding(name, "warning", text, fix)
+
+
+def _kind(gpu: dict[str, Any]) -> Iterator[str]:
+    """What is unusual about its memory."""
+    if gpu["integrated"]:
+        yield "shares the host's memory"
+    if gpu["mig_mode"]:
+        sizes = " + ".join("?" if size is None else f"{size / 1e9:.1f} GB" for size in gpu["mig"])
+        yield f"MIG: {len(gpu['mig'])} instances ({sizes}), of which a worker gets one" if gpu["mig"] else "MIG"
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:

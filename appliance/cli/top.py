@@ -155,7 +155,10 @@ class Screen:
             base = f"gpu.{gpu['index']}."
             values = [_value(readings.get(base + name), scale) for _, name, scale in GPU_READINGS]
             trouble = "" if gpu["state"] == "OK" else f" {gpu['state']}: {gpu['action']}"
-            name = Text(f"{gpu['index']} {gpu['name']}{trouble}", "red" if trouble else "")
+            kind = " (host's memory)" if gpu.get("integrated") else ""
+            if gpu.get("mig_mode"):
+                kind = f" (MIG: {len(gpu['mig'])} instances)"
+            name = Text(f"{gpu['index']} {gpu['name']}{kind}{trouble}", "red" if trouble else "")
             table.add_row(name, *values, sparkline(self._trails.get(base + "temperature", ())))
         return table
 

@@ -80,7 +80,8 @@ class Gpu(msgspec.Struct, frozen=True):
     """One GPU at one moment, beside its readings `gpu.<index>.…`.
 
     `integrated`: it shares the host's memory, so `gpu.<index>.memory.*` repeats the host's. `throttle`: the reasons, by NVML's
-    names, that slow its clocks now. `reason` and `action` are empty while the state is OK.
+    names, that slow its clocks now. `reason` and `action` are empty while the state is OK. `mig_mode`: whether it is cut into
+    instances (None: it cannot be, or does not say); `mig` are those instances.
     """
 
     index: int
@@ -93,6 +94,7 @@ class Gpu(msgspec.Struct, frozen=True):
     throttle: tuple[str, ...] = ()
     processes: tuple[GpuProcess, ...] = ()
     mig: tuple[MigInstance, ...] = ()
+    mig_mode: bool | None = None
 
 
 class Severity(StrEnum):
@@ -124,7 +126,8 @@ class Part(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """All readings of one moment, by dotted name; read-only by agreement.
 
-    `monotonic_s` orders, `wall_s` (seconds since the epoch) is for people. `duration_s`: how long sampling took.
+    `monotonic_s` orders, `wall_s` (seconds since the epoch) is for people. `duration_s`: how long sampling took. `silent_s`: by
+    the sampler's name, for how long it has owed an answer beyond its deadline; 0 while it answers.
     """
 
     number: int
@@ -134,6 +137,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     readings: dict[str, Reading]
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = ()
+    silent_s: dict[str, float] = {}
 
     def value(self, name: str) -> float | None:
         """The value of that reading; None if it is missing or not known here."""

@@ -71,7 +71,10 @@ class MemoryShortError(ApplianceError):
 
 
 class ModelMemory:
-    """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so."""
+    """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so.
+
+    `integrated`: the devices without memory of their own; what models need there is booked on the host.
+    """
 
     def __init__(
         self,
@@ -80,11 +83,13 @@ class ModelMemory:
         *,
         peaks: Path,
         measure: Callable[[Iterable[int]], dict[str, int]] = resident_bytes,
+        integrated: frozenset[str] = frozenset(),
     ) -> None:
         self.budget = budget
         self._events = events
         self._file = peaks
         self._measure = measure
+        self._integrated = integrated
         self._peaks = self._read()
         self._usage: Callable[[], Iterable[Usage]] = tuple
         self._evict: Callable[[str, str], Awaitable[None]] = _nobody_unloads
@@ -151,7 +156,8 @@ class ModelMemory:
 
     def need(self, key: str, *, device: str, file_bytes: int, instances: int) -> Need:
         """What a version will need: by its kept peak, else by its file."""
-        return estimate(device=device, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
+        place = HOST if device in self._integrated else device
+        return estimate(device=place, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
 
     def release(self, owner: str) -> None:
         """Give everything back, and say so. A second time changes nothing."""

@@ -104,6 +104,12 @@ class ModelVersion:
         return f"{self.version}@{self.fingerprint[:16]}{key}"
 
     @property
+    def device(self) -> str:
+        """Where it runs, or would: "gpu:1", or "host"."""
+        kind, _, index = self.manifest.device.partition(":")
+        return HOST if kind == "cpu" or self.provider == "CPUExecutionProvider" else f"gpu:{index or 0}"
+
+    @property
     def owner(self) -> str:
         """Its name in the memory's ledger."""
         return f"{self.name}/{self.generation}"
@@ -127,10 +133,8 @@ class ModelVersion:
 
     def _size(self) -> tuple[str, str, int]:
         """For the ledger: under which name its peak is kept, where its weights will be, and its file's bytes."""
-        kind, _, index = self.manifest.device.partition(":")
         file = self.artifact.model_file if self.artifact is not None else self._folder.model_file
-        device = HOST if kind == "cpu" else f"gpu:{index or 0}"
-        return f"{self.owner}/{self.manifest.device}", device, _file_bytes(file)
+        return f"{self.owner}/{self.manifest.device}", self.device, _file_bytes(file)
 
     def _release(self) -> None:
         if self._memory is not None:
@@ -181,7 +185,9 @@ class ModelVersion:
 
     @property
     def answering(self) -> bool:
-        """READY, and at least one worker lives."""
+        """READY, at least one worker lives, and so does its device."""
+        if self._governor is not None and self._governor.condemned(self.device):
+            return False
         return self.state is ModelState.READY and self.scheduler is not None and bool(self.scheduler.instances)
 
     def _to(self, state: ModelState, reason: str = "") -> None:
@@ -268,6 +274,7 @@ class ModelVersion:
             on_instance_lost=self._instance_lost,
             on_idle=self._idle.set,
             governor=self._governor,
+            device=self.device,
         )
         for instance in opened:
             self.scheduler.add_instance(instance)

@@ -30,6 +30,7 @@ class Metrics:
         self.readings: Callable[[], Snapshot | None] | None = None
         self.governor: Callable[[], Judgement] | None = None
         self.hold_s: Callable[[], float] | None = None
+        self.xids: Mapping[tuple[int, int], int] | None = None
         self.energy: Iterable[Total] | None = None
         self.recorder: Callable[[], RecorderState] | None = None
 
@@ -51,6 +52,8 @@ class Metrics:
             metrics_house.collect_governor(self.governor(), sheet)
         if self.hold_s is not None:
             sheet.add(metrics_house.HOLD, self.hold_s())
+        if self.xids is not None:
+            metrics_house.collect_xids(self.xids, sheet)
         if self.energy is not None:
             metrics_house.collect_energy(self.energy, sheet)
         if self.recorder is not None:

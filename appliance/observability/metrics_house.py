@@ -69,6 +69,10 @@ HEADROOM = Family(
     ("device",),
 )
 
+XIDS = Family(
+    "appliance_gpu_xids_total", "counter", "Errors that NVIDIA's driver reported, by their number (XID)", ("gpu", "xid")
+)
+
 ENERGY = Family(
     "appliance_energy_joules_total",
     "counter",
@@ -100,7 +104,7 @@ FAMILIES = (
     *(HTTP_RESPONSES, HTTP_REFUSALS, HTTP_CONNECTIONS, HTTP_BYTES_IN_FLIGHT),
     *ZMQ.values(),
     *(LEVEL, LEVELS, MAX_PRIORITY, BUILDS, CONCURRENCY, BATCH_GROWTH, HOLD, DEVICE_LEVEL, HEADROOM),
-    *(ENERGY, MODEL_ENERGY),
+    *(XIDS, ENERGY, MODEL_ENERGY),
     *(RECORDER_OK, RECORDER_COMMITTED, RECORDER_DROPPED, RECORDER_PRUNED, RECORDER_REFUSED),
     *(RECORDER_SET_ASIDE, RECORDER_BYTES, RECORDER_AGE),
 )
@@ -145,6 +149,12 @@ def collect_governor(judged: Judgement, sheet: Sheet) -> None:
     for device in judged.devices:
         sheet.add(DEVICE_LEVEL, int(device.level), device.device)
         sheet.add(HEADROOM, device.headroom_c, device.device)
+
+
+def collect_xids(xids: Mapping[tuple[int, int], int], sheet: Sheet) -> None:
+    """What the driver reported, by GPU and number."""
+    for (gpu, number), count in sorted(xids.items()):
+        sheet.add(XIDS, count, str(gpu), str(number))
 
 
 def collect_energy(totals: Iterable[Total], sheet: Sheet) -> None:

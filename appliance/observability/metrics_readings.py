@@ -88,6 +88,12 @@ CPU_MEMORY_USED = Family("nv_cpu_memory_used_bytes", "gauge", "CPU used memory (
 MISSING = Family(
     "appliance_reading_missing", "gauge", "1: a reading that should be here has no value now", ("reading",)
 )
+SILENT = Family(
+    "appliance_sensor_silent_seconds",
+    "gauge",
+    "For how long sensors have owed an answer beyond sensors.deadline_s; 0: they answer (nvml: NVIDIA's driver)",
+    ("sensor",),
+)
 AGE = Family("appliance_readings_age_seconds", "gauge", "Time since the last sample of the sensors")
 DURATION = Family("appliance_readings_duration_seconds", "gauge", "How long the last sample of the sensors took")
 GPU_INFO = Family("appliance_gpu_info", "gauge", "1 for every GPU: which one it is", ("gpu", "uuid", "name"))
@@ -95,6 +101,9 @@ GPU_STATE = Family("appliance_gpu_state", "gauge", "1 for the state that the GPU
 GPU_PROCESSES = Family("appliance_gpu_processes", "gauge", "Processes on the GPU", ("gpu",))
 THROTTLE = Family(
     "appliance_gpu_throttle", "gauge", "1: that slows the GPU's clocks now, by NVML's names", ("gpu", "reason")
+)
+MIG_INSTANCES = Family(
+    "appliance_mig_instances", "gauge", "MIG instances of a GPU that is in MIG mode; no series: it is not", ("gpu",)
 )
 MIG_MEMORY = Family("appliance_mig_memory_total_bytes", "gauge", "Memory of a MIG instance", ("gpu", "mig"))
 MIG_MEMORY_USED = Family("appliance_mig_memory_used_bytes", "gauge", "Memory in use of a MIG instance", ("gpu", "mig"))
@@ -110,8 +119,8 @@ FAMILIES = (
     *(family for family, _, _ in TRITON_GPU),
     *(CPU_UTILIZATION, CPU_MEMORY, CPU_MEMORY_USED),
     *(column.family for column in COLUMNS.values()),
-    *(GPU_INFO, GPU_STATE, THROTTLE, GPU_PROCESSES, MIG_MEMORY, MIG_MEMORY_USED),
-    *(FINDING, FINDINGS, MISSING, AGE, DURATION),
+    *(GPU_INFO, GPU_STATE, THROTTLE, GPU_PROCESSES, MIG_INSTANCES, MIG_MEMORY, MIG_MEMORY_USED),
+    *(FINDING, FINDINGS, MISSING, SILENT, AGE, DURATION),
 )
 
 
@@ -127,6 +136,8 @@ def collect(snapshot: Snapshot, now_s: float, sheet: Sheet) -> None:
         sheet.add(FINDING, 1, finding.code, finding.severity, finding.subject)
     for severity in Severity:
         sheet.add(FINDINGS, sum(finding.severity is severity for finding in snapshot.findings), severity)
+    for sensor, silent_s in snapshot.silent_s.items():
+        sheet.add(SILENT, silent_s, sensor)
     sheet.add(AGE, max(0.0, now_s - snapshot.monotonic_s))
     sheet.add(DURATION, snapshot.duration_s)
 
@@ -179,6 +190,8 @@ def _gpu(gpu: Gpu, snapshot: Snapshot, sheet: Sheet) -> None:
         sheet.add(THROTTLE, int(reason in gpu.throttle), index, reason)
     if gpu.state is GpuState.OK:
         sheet.add(GPU_PROCESSES, len(gpu.processes), index)
+    if gpu.mig_mode:
+        sheet.add(MIG_INSTANCES, len(gpu.mig), index)
     for slice_ in gpu.mig:
         sheet.add(MIG_MEMORY, slice_.total_bytes, index, str(slice_.index))
         sheet.add(MIG_MEMORY_USED, slice_.used_bytes, index, str(slice_.index))

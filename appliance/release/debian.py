@@ -30,7 +30,7 @@ class Packages:
         """The release that is installed; empty if none is."""
         asked = _run("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", PACKAGE)
         state, _, version = asked.stdout.partition(" ")
-        return version.strip().replace("~rc", "rc") if state == "installed" else ""
+        return _release(version.strip()) if state == "installed" else ""
 
     def holds(self, version: str) -> bool:
         """Whether that release's package is kept here."""
@@ -42,7 +42,7 @@ class Packages:
         if len(packages) != 1:
             raise BundleError(f"the bundle has {len(packages)} packages, one is right", "get another bundle")
         found = _run("dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(packages[0])).stdout.strip()
-        if found != f"{PACKAGE} {version.replace('rc', '~rc')}":
+        if _release(found) != f"{PACKAGE} {version}":
             raise BundleError(
                 f"the bundle says release {version}, and its package says {found!r}", "get another bundle"
             )
@@ -74,6 +74,11 @@ class Packages:
 
     def _package(self, version: str) -> Path:
         return self._folder / f"{version}.deb"
+
+
+def _release(version: str) -> str:
+    """The release in a package's version: 1.2.3~rc1+deb12 is 1.2.3rc1 for Debian 12."""
+    return version.partition("+deb")[0].replace("~rc", "rc")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -55,6 +55,9 @@ class Service(Protocol):
     def start(self) -> None:
         """Start it if it does not run."""
 
+    def enable(self) -> None:
+        """Start it, now and with every boot."""
+
     def ready(self, version: str) -> bool:
         """Whether that release answers and says that it is ready."""
 
@@ -138,7 +141,9 @@ class Installer:
             remember(contents.put(self._box, manifest, self._box.incoming, self._note, remember))
             if wanted != previous:
                 self._release.switch(wanted)
-            if self._release.restarts_by_itself and wanted != previous:
+            if wanted and not previous:
+                self._service.enable()
+            elif self._release.restarts_by_itself and wanted != previous:
                 self._service.start()
             else:
                 self._service.restart()

@@ -1,7 +1,8 @@
 """Releases as folders side by side: usr/lib/appliance/releases/VERSION, and the link `current` that says which one runs.
 
 For boxes without dpkg, and for wheels. A slot is built whole before anything is switched, and switching is one rename, so a power
-cut leaves the old release or the new one. usr/lib/appliance/bin leads through `current`: units need not know of slots.
+cut leaves the old release or the new one. usr/lib/appliance/bin leads through `current`: units need not know of slots. A
+release's own units and the rest of its system files (`system`) go in place when it is switched to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from appliance.release import system
 from appliance.release.box import Box
 from appliance.release.errors import BundleError
 
@@ -58,6 +60,9 @@ class Slots:
             others = [str(wheel) for wheel in wheels if wheel != pip]
             _run([str(slot / "bin" / "python"), f"{pip}/pip", *install, *others])
             (slot / COMPLETE).touch()
+            if not self.current():
+                # models that come with the first release belong to its user
+                system.install(self._box, slot / "share/appliance")
             # what is switched to has to be on the disk
             os.sync()
         except BaseException:
@@ -75,6 +80,7 @@ class Slots:
         programs = self._box.program / "bin"
         if not programs.exists():
             programs.symlink_to("current/bin")
+        system.install(self._box, self._folder / version / "share/appliance")
 
     def forget(self, keep: Collection[str]) -> None:
         """Remove all releases but these."""
@@ -85,7 +91,7 @@ class Slots:
 
 def _run(command: list[str]) -> None:
     ended = subprocess.run(  # noqa: S603  our own interpreter, with wheels that were verified
-        command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False, cwd="/"
+        command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False, cwd="/", umask=0o022
     )
     if ended.returncode != 0:
         raise BundleError(f"the release cannot be put together: {ended.stderr.strip()[-500:]}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,13 +17,18 @@ import msgspec
 from appliance.config import GovernorConfig
 from appliance.core.errors import unavailable
 from appliance.core.hold import Hold, held, make_hold
-from appliance.core.thermal import OPEN, Gates, Judgement, Level, ThermalCore, ThermalPolicy, ThermalSample
+from appliance.core.memory_budget import HOST
+from appliance.core.thermal import OPEN, Gates, Judgement, Level, ThermalCore, ThermalPolicy, ThermalSample, title
 from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)
 
 STALE_S = 5.0
 """Samples come about once a second. When none has come for so long, nobody sees the temperature: the core is told so."""
+
+
+GONE_RETRY_S = 60.0
+"""What a client is told to wait for a device that comes back only when somebody does something."""
 
 
 def policy_of(config: GovernorConfig) -> ThermalPolicy:
@@ -57,6 +62,7 @@ class Governor:
         self._sampled_at: float | None = None
         self._cool = asyncio.Event()
         self._cool.set()
+        self._condemned: dict[str, str] = {}
 
     @property
     def judgement(self) -> Judgement:
@@ -121,8 +127,19 @@ class Governor:
         log.log(logging.WARNING if level > before else logging.INFO, "governor.level", extra={"fields": fields})
         self._events.publish("governor.level", **fields, max_priority=self.gates.max_priority)
 
-    def admit(self, priority: int) -> None:
-        """UNAVAILABLE with the reason, and when to come again, if it is too hot for that priority."""
+    def condemn(self, devices: Mapping[str, str]) -> None:
+        """From now on these devices ("gpu:0"; "gpu:*": every GPU), and no others, are of no use, and why."""
+        self._condemned = dict(devices)
+
+    def condemned(self, device: str) -> str:
+        """Why that device is of no use now; empty if it is."""
+        every = self._condemned.get("gpu:*", "") if device.startswith("gpu:") else ""
+        return self._condemned.get(device, every)
+
+    def admit(self, priority: int, device: str = HOST) -> None:
+        """UNAVAILABLE with the reason, and when to come again: its device is gone, or it is too hot for that priority."""
+        if self._condemned and (reason := self.condemned(device)):
+            raise unavailable(f"{title(device)} cannot be used: {reason}", retry_after_s=GONE_RETRY_S)
         if priority > self.gates.max_priority:
             raise unavailable(
                 f"priority {priority} is not served now: {self.gates.reason}", retry_after_s=self.gates.retry_after_s

@@ -21,6 +21,7 @@ from appliance.core.description import BatchStatistic, DurationStatistic, ModelS
 from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.core.histogram import bucket
 from appliance.core.manifest import ModelManifest
+from appliance.core.memory_budget import HOST
 from appliance.core.request import InferenceRequest, InferenceResponse, Timing
 from appliance.core.tensor import Tensor
 from appliance.core.thermal import OPEN
@@ -90,6 +91,7 @@ class Scheduler:
         on_instance_lost: Callable[[Instance, str], None],
         on_idle: Callable[[], None],
         governor: Governor | None = None,
+        device: str = HOST,
     ) -> None:
         self.layout = layout
         self.statistics = statistics
@@ -100,6 +102,7 @@ class Scheduler:
         self._on_idle = on_idle
         self._admission = Admission(layout)
         self._governor = governor
+        self._device = device
         self._paying_rows = 0
         self._batcher = Batcher(self._limits())
         self._end_gates = governor.subscribe(self._gates_changed) if governor is not None else None
@@ -169,15 +172,15 @@ class Scheduler:
     def submit(self, request: InferenceRequest, done: DoneCallback, received: float) -> Entry:
         """Queue a request; `done` is called later, exactly once.
 
-        INVALID_ARGUMENT if it does not fit the model, RESOURCE_EXHAUSTED if the queue is full, UNAVAILABLE if it is too hot for
-        its priority; then `done` is never called.
+        INVALID_ARGUMENT if it does not fit the model, RESOURCE_EXHAUSTED if the queue is full, UNAVAILABLE if its device is
+        gone, or too hot for its priority; then `done` is never called.
         """
         try:
             fitted = self._admission.fit(request)
             batching = self._manifest.batching
             priority = request.priority or batching.default_priority
             if self._governor is not None:
-                self._governor.admit(priority)
+                self._governor.admit(priority, self._device)
             timeout_s = request.timeout_s
             if timeout_s is None and batching.default_timeout_ms:
                 timeout_s = batching.default_timeout_ms / 1000

@@ -131,6 +131,7 @@ class Monitor:
             readings=readings,
             gpus=gpus,
             findings=(*findings, *self._xids.values(), *self._storms(), *fans.stopped(readings, gpus)),
+            silent_s={lane.name: self._overdue_s(lane, now) for lane in self._lanes},
         )
         return self.latest
 
@@ -182,10 +183,14 @@ class Monitor:
             next_s = max(next_s + self._interval_s, self._clock())
             await asyncio.sleep(next_s - self._clock())
 
-    def _part(self, lane: Lane, now_s: float) -> Part:
+    def _overdue_s(self, lane: Lane, now_s: float) -> float:
         silent_s = lane.silent_s(now_s)
+        return silent_s if silent_s > self._deadline_s else 0.0
+
+    def _part(self, lane: Lane, now_s: float) -> Part:
+        silent_s = self._overdue_s(lane, now_s)
         part = lane.part or NOTHING
-        if silent_s <= self._deadline_s:
+        if not silent_s:
             return part
         who = "the driver" if lane.name == "nvml" else f"the {lane.name} sensors"
         reason = f"{who} has not answered for {silent_s:.0f} s".replace("sensors has", "sensors have")
@@ -197,7 +202,8 @@ class Monitor:
 
     def _event(self, event: DriverEvent) -> None:
         row = event.xid
-        if row is not None and row.remedy in STICKY and event.gpu >= 0:
+        # of a GPU that is gone its own state tells, and lasts as long
+        if row is not None and row.remedy in STICKY and row.number != FALLEN_OFF and event.gpu >= 0:
             message = f"XID {row.number}: {row.meaning}"
             self._xids[event.gpu, row.number] = Finding(
                 "gpu-xid", SEVERITIES[row.remedy], f"gpu.{event.gpu}", message, row.action

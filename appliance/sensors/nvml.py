@@ -28,7 +28,7 @@ from appliance.core.readings import (
 from appliance.sensors import nvml_calls as nvml
 from appliance.sensors import nvml_tables as tables
 from appliance.sensors.base import Every, UnreadableError, read_text
-from appliance.sensors.drift import drift
+from appliance.sensors.drift import DriftWatch
 from appliance.sensors.memory import memory_info
 from appliance.sensors.nvml_calls import Calls, RefusedError, Ways
 
@@ -43,6 +43,7 @@ class _Card:
         self.plans: dict[int, list[tuple[Quantity, str, float, Ways]]] = {}
         self.processes: tuple[GpuProcess, ...] = ()
         self.mig: tuple[MigInstance, ...] = ()
+        self.mig_mode: bool | None = None
         self.state, self.reason, self.action = GpuState.OK, "", ""
 
 
@@ -52,8 +53,9 @@ class NvmlSampler:
     name = "nvml"
     period_s = 0.0
 
-    def __init__(self, *, root: Path = Path("/"), slow_period_s: float = 60.0, retry_s: float = 30.0) -> None:
+    def __init__(self, *, root: Path = Path("/"), slow_period_s: float = 60.0, retry_s: float = 10.0) -> None:
         self._root = root
+        self._drift = DriftWatch(root)
         self._calls: Calls | None = None
         self._cards: list[_Card] = []
         self._driver = ""
@@ -87,8 +89,9 @@ class NvmlSampler:
         if self._calls is None and self._retry.due(now_s):
             self._open(now_s)
         second, slow = self._second.due(now_s), self._slow.due(now_s)
-        if slow:
-            self._note("driver-drift", drift(self._root))
+        if second:
+            # what has begun to fail already need not be foretold
+            self._note("driver-drift", None if "driver-mismatch" in self._findings else self._drift.look())
         readings: dict[str, Reading] = {}
         for card in self._cards:
             if card.index in lost and card.state is not GpuState.LOST:
@@ -177,6 +180,8 @@ class NvmlSampler:
     def _read(self, calls: Calls, card: _Card, now_s: float, *, second: bool, slow: bool) -> None:
         card.state, card.reason, card.action = GpuState.OK, "", ""
         try:
+            if second:
+                self._mig_mode(calls, card, now_s)
             self._numbers(calls, card, tables.QUICK, now_s)
             self._pair(calls, card, now_s)
             if second:
@@ -192,12 +197,13 @@ class NvmlSampler:
         except RefusedError as error:  # only LOST comes through
             self._lose(card, str(error), now_s)
 
-    def _refusal(self, card: _Card, error: RefusedError) -> None:
-        """Let the end of the GPU through; take note of a needed reset."""
+    def _refusal(self, card: _Card, error: RefusedError) -> str:
+        """The reason for people. Let the end of the GPU through; take note of a needed reset."""
         if error.code == nvml.LOST:
             raise error
         if error.code == nvml.RESET_REQUIRED:
             card.state, card.reason, card.action = GpuState.RESET_REQUIRED, str(error), tables.RESET_ACTION
+        return tables.MIG_REASON if card.mig_mode and error.code in nvml.PERMANENT else str(error)
 
     def _numbers(self, calls: Calls, card: _Card, table: Any, now_s: float) -> None:
         plan = card.plans.get(id(table))
@@ -212,8 +218,8 @@ class NvmlSampler:
             try:
                 raw = calls.ask(card.index, quantity.template, now_s, ways)
             except RefusedError as error:
-                self._refusal(card, error)
-                card.readings[name] = missing(quantity, str(error), now_s)
+                why = self._refusal(card, error)
+                card.readings[name] = missing(quantity, why, now_s)
             else:
                 card.readings[name] = measured(quantity, raw, now_s, scale=scale)
 
@@ -229,9 +235,9 @@ class NvmlSampler:
         try:
             answer = calls.ask(card.index, ways[0][0], now_s, ways)
         except RefusedError as error:
-            self._refusal(card, error)
+            why = self._refusal(card, error)
             for quantity, _ in names:
-                card.readings[quantity.name(card.index)] = missing(quantity, str(error), now_s)
+                card.readings[quantity.name(card.index)] = missing(quantity, why, now_s)
             return None
         for quantity, where in names:
             raw = answer[where] if isinstance(where, int) else getattr(answer, where, None)
@@ -250,7 +256,8 @@ class NvmlSampler:
             ("nvmlDeviceGetMemoryInfo", (card.handle, calls.api.nvmlMemory_v2)),
             ("nvmlDeviceGetMemoryInfo", (card.handle,)),
         )
-        self._group(calls, card, now_s, tables.MEMORY, *ways)
+        if self._group(calls, card, now_s, tables.MEMORY, *ways) is None and card.mig:
+            card.readings.update(sum_of_instances(card.index, card.mig, now_s))
 
     def _fans_and_rows(self, calls: Calls, card: _Card, now_s: float) -> None:
         try:
@@ -303,10 +310,9 @@ class NvmlSampler:
     def _instances(self, calls: Calls, card: _Card, now_s: float) -> None:
         card.processes = self._processes(calls, card, card.handle, "processes", now_s)
         card.mig = ()
+        if not card.mig_mode:
+            return
         try:
-            way = ("nvmlDeviceGetMigMode", (card.handle,))
-            if int(calls.ask(card.index, "mig", now_s, (way,))[0]) != 1:
-                return
             limit = int(calls.plain(calls.api.nvmlDeviceGetMaxMigDeviceCount, card.handle))
         except RefusedError as error:
             self._refusal(card, error)
@@ -314,6 +320,17 @@ class NvmlSampler:
         card.mig = tuple(
             instance for number in range(min(limit, 16)) if (instance := self._slice(calls, card, number, now_s))
         )
+
+    def _mig_mode(self, calls: Calls, card: _Card, now_s: float) -> None:
+        before = card.mig_mode
+        try:
+            way = ("nvmlDeviceGetMigMode", (card.handle,))
+            card.mig_mode = int(calls.ask(card.index, "mig", now_s, (way,))[0]) == 1
+        except RefusedError as error:
+            self._refusal(card, error)
+            card.mig_mode = None
+        if bool(before) is not bool(card.mig_mode):
+            calls.forget(card.index)
 
     def _slice(self, calls: Calls, card: _Card, number: int, now_s: float) -> MigInstance | None:
         api = calls.api
@@ -357,7 +374,7 @@ class NvmlSampler:
 
     def _end(self, card: _Card, state: GpuState, reason: str, action: str, now_s: float) -> None:
         card.state, card.reason, card.action = state, reason, action
-        card.processes, card.mig = (), ()
+        card.processes, card.mig, card.mig_mode = (), (), None
         for name in card.readings:
             if found := q.quantity_of(name):
                 card.readings[name] = missing(found[0], reason, now_s)
@@ -377,6 +394,7 @@ class NvmlSampler:
             throttle,
             card.processes,
             card.mig,
+            card.mig_mode,
         )
 
 
@@ -391,6 +409,18 @@ def field_value(field: Any) -> object:
     member = members.get(int(field.valueType))
     value: object = None if member is None else getattr(field.value, member)
     return value
+
+
+def sum_of_instances(index: int, mig: tuple[MigInstance, ...], now_s: float) -> dict[str, Reading]:
+    """The memory of a GPU that tells only that of its MIG instances; nothing where one of them does not tell."""
+    known = [
+        (one.total_bytes, one.used_bytes) for one in mig if one.total_bytes is not None and one.used_bytes is not None
+    ]
+    if len(known) < len(mig):
+        return {}
+    total, used = sum(total for total, _ in known), sum(used for _, used in known)
+    values = ((q.GPU_MEMORY_TOTAL, total), (q.GPU_MEMORY_USED, used), (q.GPU_MEMORY_FREE, total - used))
+    return {quantity.name(index): measured(quantity, value, now_s) for quantity, value in values}
 
 
 def unified_memory(index: int, processes: tuple[GpuProcess, ...], root: Path, now_s: float) -> dict[str, Reading]:

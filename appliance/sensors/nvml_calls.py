@@ -98,6 +98,11 @@ class Calls:
         refused = self._refused.get((gpu, what))
         return refused is not None and now_s < refused[1]
 
+    def forget(self, gpu: int) -> None:
+        """Ask that GPU everything anew: it works in another way now."""
+        for key in [key for key in self._refused if key[0] == gpu]:
+            del self._refused[key]
+
     def ask(self, gpu: int, what: str, now_s: float, alternatives: Ways) -> Any:
         """The answer of the first of `alternatives` (function name, arguments) that is not permanently refused."""
         key = (gpu, what)

@@ -41,6 +41,14 @@ RECOVERY = {
 }
 LOST_ACTION = "Reboot the box. If it comes back, check the card's seat, its power cables and the power supply."
 RESET_ACTION = "Stop the appliance, run `nvidia-smi --gpu-reset`, and start it again; if that is refused, reboot."
+ECC_ACTION = (
+    "Run `nvidia-smi --gpu-reset` at the next stop of the appliance, or reboot; if it comes back, replace the card."
+)
+ROWS_ACTION = "Reset the GPU at the next stop of the appliance (`nvidia-smi --gpu-reset`), or reboot."
+MIG_ACTION = (
+    "Make instances (`nvidia-smi mig -cgi PROFILE -C`), or switch MIG off (`nvidia-smi -mig 0`); then start anew."
+)
+MIG_REASON = "the driver does not tell it while the GPU is cut into MIG instances"
 
 # ten times a second at the most: what the governor judges by, and what changes from one tenth to the next
 QUICK: tuple[Row, ...] = (
@@ -104,18 +112,32 @@ def findings(gpus: tuple[Gpu, ...], readings: dict[str, Reading]) -> list[Findin
         subject = f"gpu.{gpu.index}"
         if gpu.state is not GpuState.OK:
             code = "gpu-" + gpu.state.lower().replace("_", "-")
-            found.append(Finding(code, Severity.CRITICAL, subject, f"{gpu.name}: {gpu.reason}", gpu.action))
+            found.append(Finding(code, Severity.CRITICAL, subject, gpu.reason, gpu.action))
         asked = readings.get(q.GPU_RECOVERY_ACTION.name(gpu.index))
         if asked is not None and asked.value and (words := RECOVERY.get(int(asked.value))):
-            found.append(Finding("gpu-recovery", Severity.CRITICAL, subject, f"{gpu.name} {words[0]}", words[1]))
-        for quantity, code, text in (
-            (q.GPU_ROWS_PENDING, "gpu-rows-pending", "a damaged memory row is replaced at the next reset"),
-            (q.GPU_ROWS_FAILED, "gpu-rows-failed", "a damaged memory row could not be replaced"),
-        ):
-            flag = readings.get(quantity.name(gpu.index))
-            if flag is not None and flag.value:
-                failed = quantity is q.GPU_ROWS_FAILED
-                action = "Have the card replaced." if failed else "Reset the GPU or reboot at the next chance."
-                severity = Severity.CRITICAL if failed else Severity.WARNING
-                found.append(Finding(code, severity, subject, f"{gpu.name}: {text}", action))
+            found.append(Finding("gpu-recovery", Severity.CRITICAL, subject, f"it {words[0]}", words[1]))
+        found += _memory_errors(subject, gpu.index, readings)
+        if gpu.mig_mode and not gpu.mig and gpu.state is GpuState.OK:
+            text = "MIG is on and there is no instance, so that nothing can run on it"
+            found.append(Finding("gpu-mig-empty", Severity.WARNING, subject, text, MIG_ACTION))
+    return found
+
+
+def _memory_errors(subject: str, index: int, readings: dict[str, Reading]) -> list[Finding]:
+    """What is known of damaged memory. Corrected errors are only counted: that is what ECC is for."""
+    found = []
+    errors = readings.get(q.GPU_ECC_UNCORRECTED.name(index))
+    if errors is not None and errors.value:
+        text = (
+            f"{errors.value:.0f} uncorrected memory error{'s' if errors.value > 1 else ''} since the driver was loaded"
+        )
+        found.append(Finding("gpu-ecc-uncorrected", Severity.WARNING, subject, text, ECC_ACTION))
+    pending = readings.get(q.GPU_ROWS_PENDING.name(index))
+    if pending is not None and pending.value:
+        text = "row remapping pending: a damaged memory row is replaced at the next reset"
+        found.append(Finding("gpu-rows-pending", Severity.WARNING, subject, text, ROWS_ACTION))
+    failed = readings.get(q.GPU_ROWS_FAILED.name(index))
+    if failed is not None and failed.value:
+        text = "row remapping failed: a damaged memory row could not be replaced"
+        found.append(Finding("gpu-rows-failed", Severity.CRITICAL, subject, text, "Have the card replaced."))
     return found

@@ -129,7 +129,7 @@ def test_onnx_runtime_serves_until_the_plan_does_and_no_request_is_lost(box: Box
         listed = _command(house, "models", "list")[1]
         assert "tensorrt: BUILDING building 54 %" in listed
         [builder] = box.builders()
-        assert builder.nice() == 10
+        assert builder.nice() == min(19, psutil.Process().nice() + 10)
         box.held.unlink()
         progress = events.wait_for("model.progress", model="digits", phase="building", percent=98.0)
         assert progress["data"]["state"] == "BUILDING"

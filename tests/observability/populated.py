@@ -125,9 +125,11 @@ def readings() -> Snapshot:
         value = round(min(quantity.high, 1000.0) * 0.5 + max(quantity.low, 0.0) * 0.5, 3)
         found[quantity.name(*labels_of(quantity))] = measured(quantity, value, NOW_S)
     found[q.GPU_FAN.name(0, 7)] = missing(q.GPU_FAN, "not supported", NOW_S)
-    gpu = Gpu(0, UUID, "NVIDIA L4", throttle=("SwPowerCap",), mig=(MigInstance(1, "MIG-1", 1 << 30, 1 << 20),))
+    gpu = Gpu(
+        0, UUID, "NVIDIA L4", throttle=("SwPowerCap",), mig=(MigInstance(1, "MIG-1", 1 << 30, 1 << 20),), mig_mode=True
+    )
     finding = Finding("driver-drift", Severity.WARNING, "driver", "reboot pending", "Reboot at the next chance.")
-    return Snapshot(1, NOW_S - 0.5, 1.7e9, 0.02, found, (gpu,), (finding,))
+    return Snapshot(1, NOW_S - 0.5, 1.7e9, 0.02, found, (gpu,), (finding,), {"nvml": 0.0})
 
 
 def lost_gpu() -> Snapshot:
@@ -158,6 +160,7 @@ def metrics(snapshot: Snapshot | None = None) -> Metrics:
     made.governor = Judged
     made.hold_s = lambda: 90.0
     made.recorder = Recorded
+    made.xids = {(0, 31): 1}
     energy = made.energy = EnergyTotals()
     energy.add(Window())
     return made

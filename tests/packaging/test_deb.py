@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import build_deb
+from tests.packaging.conftest import build_deb, target
 from tools.distribution.build_wheel import ROOT
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,9 @@ def test_two_builds_are_the_same_bytes(wheelhouse: Path, tmp_path: Path) -> None
     for name, umask in (("one", 0o022), ("two", 0o077)):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(0o777 & ~umask)
-        made = build_deb(wheelhouse, tmp_path / name, SOURCE_DATE_EPOCH="1700000000", TMPDIR=str(tmp_path / name))
+        made = build_deb(
+            wheelhouse, tmp_path / name, "--uncompressed", SOURCE_DATE_EPOCH="1700000000", TMPDIR=str(tmp_path / name)
+        )
         found.append(hashlib.sha256(made.read_bytes()).hexdigest())
     assert found[0] == found[1]
 
@@ -37,7 +39,7 @@ def test_everything_is_where_it_belongs(deb: Path, tmp_path: Path) -> None:
     subprocess.run(["dpkg-deb", "-x", str(deb), str(tmp_path)], check=True)
     for place in (
         "etc/appliance/appliance.toml",
-        "lib/systemd/system/appliance.service",
+        f"{target().units}/appliance.service",
         "usr/lib/sysusers.d/appliance.conf",
         "usr/lib/tmpfiles.d/appliance.conf",
         "usr/share/appliance/models/digits/1/model.onnx",
@@ -51,7 +53,7 @@ def test_everything_is_where_it_belongs(deb: Path, tmp_path: Path) -> None:
     ):
         assert (tmp_path / place).is_file(), place
     assert (tmp_path / "usr/bin/appliance").readlink() == Path("../lib/appliance/bin/appliance")
-    packages = tmp_path / "usr/lib/appliance/lib/python3.11/site-packages"
+    packages = tmp_path / target().packages
     missing = [name for name in _imported() if not _there(packages, name)]
     assert not missing, "pruned, and imported by the appliance"
 

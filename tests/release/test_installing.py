@@ -55,11 +55,16 @@ class PlayedService:
         self._breaks = breaks
         self.runs = release.running
         self.asked = 0
+        self.enabled = False
 
     def restart(self) -> None:
         self.runs = self._release.running
 
     def start(self) -> None:
+        self.restart()
+
+    def enable(self) -> None:
+        self.enabled = True
         self.restart()
 
     def ready(self, version: str) -> bool:
@@ -115,6 +120,17 @@ def test_a_release_that_becomes_ready_stays_and_the_one_before_is_kept(tmp_path:
     assert house.files() == {"m/2/model.onnx": b"two", "m/model.toml": b"new"}
     assert read_state(house.box).floor == "1.1.0"
     assert not house.box.incoming.exists()
+
+
+def test_the_first_release_of_a_box_is_started_with_every_boot_and_a_later_one_leaves_that_to_the_site(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path, running="")
+    house.install("1.0.0")
+    assert house.service.enabled
+    house.service.enabled = False
+    house.install("1.1.0")
+    assert not house.service.enabled
 
 
 def test_one_command_goes_back_and_takes_away_what_the_release_added(tmp_path: Path) -> None:

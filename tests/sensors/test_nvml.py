@@ -249,7 +249,7 @@ def test_a_driver_replaced_on_disk_is_reported_while_everything_still_works(
     (library / "libnvidia-ml.so.580.95.05").rename(library / "libnvidia-ml.so.580.126.09")
     part = sampler.sample(100.0)
     assert (codes(part), value(part, "gpu.0.temperature")) == (["driver-drift"], 61)
-    assert part.findings[0].message.startswith("reboot pending: the NVIDIA driver 580.95.05 runs")
+    assert part.findings[0].message.startswith("reboot pending: version 580.95.05 runs")
 
 
 def test_the_slowdown_times_are_read_where_the_driver_keeps_them() -> None:

@@ -1,7 +1,8 @@
 """A machine for a test: a real systemd as PID 1 of namespaces (`boot`), with the appliance installed as its package would.
 
 `start` takes about a second and `stop` is a power cut. Skips, with the exact reason, where the host cannot: no root, no
-cgroup2, no systemd or dbus, no namespaces.
+cgroup2, no systemd or dbus, no namespaces. Boxes share nothing but the kernel and its processors: several run at once, from one
+process or from many, and every wait for one has an end that says what was waited for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import shutil
 import socket
 import subprocess
@@ -25,6 +27,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LONG_S = 60.0
+PREFIX = "appliance-box-"
+"""Of a box's scratch folder and control group, before the pid of whoever made it."""
+
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -72,7 +77,8 @@ class Box:
         self.pid = 0
         self._state = state
         self._hybrid = hybrid
-        self._scratch = Path(tempfile.mkdtemp(prefix="appliance-box-"))
+        _sweep()
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._process: subprocess.Popen[str] | None = None
         self._notify: socket.socket | None = None
         self._leaves: list[Path] = []
@@ -105,13 +111,23 @@ class Box:
             [sys.executable, str(HERE / "boot.py"), json.dumps(spec)], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], LONG_S)[0]:
+            raise AssertionError(f"the host gave the box no namespaces within {LONG_S:g} s")
         line = self._process.stdout.readline()
         if not line:
             pytest.skip(f"this host gives no namespaces (boot ended with {self._process.wait()})")
         self.pid = int(line)
-        ready.get(timeout=LONG_S)
-        self.run("sh", "-c", INSTALL)
+        try:
+            ready.get(timeout=LONG_S)
+        except queue.Empty:
+            jobs = self.run("systemctl", "list-jobs", "--no-pager", check=False).stdout
+            raise AssertionError(f"the box was not up within {LONG_S:g} s; it waits for: {jobs}") from None
+        self._install()
         return self
+
+    def _install(self) -> None:
+        """What the package's scripts would do, for the sources that `_binds` brought."""
+        self.run("sh", "-c", INSTALL)
 
     def _binds(self) -> list[tuple[str, str, bool]]:
         """What the package would bring: an interpreter, its libraries, our code, below /usr/lib."""
@@ -193,6 +209,12 @@ class Box:
 
         Into files, not pipes: what the command leaves running inside would hold a pipe open, and us with it.
         """
+        done = self._ended(command, stdin, timeout)
+        if check and done.returncode:
+            raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}\n{self.log()}")
+        return done
+
+    def _ended(self, command: tuple[str, ...], stdin: str, timeout: float) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             line = self.command(*command)
             try:
@@ -204,15 +226,12 @@ class Box:
                 raise AssertionError(f"{command} did not end within {timeout:g} s: {out.read()[-2000:]}") from error
             out.seek(0)
             err.seek(0)
-            done = subprocess.CompletedProcess(command, ended.returncode, out.read(), err.read())
-        if check and done.returncode:
-            raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}\n{self.log()}")
-        return done
+            return subprocess.CompletedProcess(command, ended.returncode, out.read(), err.read())
 
     def log(self) -> str:
         """The end of the journal of the service."""
-        line = self.command("journalctl", "--no-pager", "-n", "40", "-o", "short-monotonic", "-u", "appliance.service")
-        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=LONG_S, check=False).stdout
+        line = ("journalctl", "--no-pager", "-n", "40", "-o", "short-monotonic", "-u", "appliance.service")
+        return self._ended(line, "", LONG_S).stdout
 
     def write(self, path: str, text: str) -> None:
         """A file inside, and the folders above it."""
@@ -285,6 +304,16 @@ def _drain(notify: socket.socket, ready: queue.Queue[bool]) -> None:
         while data := notify.recv(8192):
             if b"READY=1" in data.split(b"\n"):
                 ready.put(True)
+
+
+def _sweep() -> None:
+    """Take away what boxes of processes that were killed left behind: empty folders and control groups."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).split("-")[0]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            for _, parent in _cgroups():
+                _remove_cgroup(Path(parent) / folder.name)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cgroups() -> list[tuple[str, str]]:

@@ -204,6 +204,22 @@ def test_members_of_the_group_load_and_reload_without_root_and_others_do_not(box
     assert tried("operator1", "systemctl", "--no-ask-password", "restart", "systemd-journald.service") != 0
 
 
+def test_boxes_run_side_by_side_and_know_nothing_of_each_other(box: Box) -> None:
+    box.run("systemctl", "start", "appliance.service")
+    other = Box()
+    try:
+        other.start()
+        other.loopback("plain", shape="2")
+        other.run("systemctl", "start", "appliance.service")
+        box.run("systemctl", "stop", "appliance.service")
+        assert ask(other).startswith("200")
+        assert box.show("ActiveState") == "inactive"
+        assert other.run("hostname").stdout == box.run("hostname").stdout
+        assert other.run("cat", "/etc/machine-id").stdout != box.run("cat", "/etc/machine-id").stdout
+    finally:
+        other.remove()
+
+
 def test_it_comes_up_by_itself_after_a_power_cut(tmp_path_factory: pytest.TempPathFactory) -> None:
     if reason := why_not():
         pytest.skip(reason)

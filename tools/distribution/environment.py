@@ -12,16 +12,40 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tools.distribution.build_wheel import ROOT, copy_sources
 
 PREFIX = "usr/lib/appliance"
-PYTHON = "3.11"
-"""Debian 12's."""
 
-PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (17, 26, 27, 28, 31, 34, 35, 36)))
-"""What Debian 12's glibc 2.36 runs."""
+
+@dataclass(frozen=True)
+class Target:
+    """A release of Debian: its number, its Python's, the minor number of its glibc (2.36), and where its units belong."""
+
+    debian: str
+    python: str
+    glibc: int
+    units: str
+
+    @property
+    def abi(self) -> str:
+        """cp311."""
+        return f"cp{self.python.replace('.', '')}"
+
+    @property
+    def packages(self) -> str:
+        """The folder of the bundled libraries, below the root."""
+        return f"{PREFIX}/lib/python{self.python}/site-packages"
+
+
+TARGETS = {
+    "12": Target("12", "3.11", 36, "lib/systemd/system"),
+    # /lib is for base packages only there (UsrMerge)
+    "13": Target("13", "3.13", 41, "usr/lib/systemd/system"),
+}
+"""One package for each: compiled wheels and bytecode are bound to a minor version of Python."""
 
 UNUSED = (
     "numpy/**/tests", "onnx/backend/test", "onnxruntime/tools",
@@ -46,25 +70,27 @@ class BuildError(Exception):
     """The package cannot be built: why, and what to do."""
 
 
-def download(wheelhouse: Path) -> None:
-    """Fill the wheelhouse with the pinned wheels for Debian 12; the only step that uses a network."""
+def wheelhouse(target: Target) -> Path:
+    """Where a target's wheels are kept."""
+    return ROOT / "build" / f"wheelhouse-{target.python}"
+
+
+def download(wheelhouse: Path, target: Target) -> None:
+    """Fill the wheelhouse with the pinned wheels for that Debian; the only step that uses a network."""
     wheelhouse.mkdir(parents=True, exist_ok=True)
-    _pip("download", *_target_options(), "--dest", str(wheelhouse), *_requirements())
+    _pip("download", *_target_options(target), "--dest", str(wheelhouse), *_requirements())
     # for slots, which have none of their own; it unpacks on the box and is not part of what runs
     _pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(wheelhouse), "pip")
 
 
-def build(tree: Path, wheelhouse: Path) -> None:
-    """Make the environment below `tree`, from the wheelhouse and this checkout only."""
-    if sys.version_info[:2] != tuple(int(part) for part in PYTHON.split(".")):
-        raise BuildError(
-            f"the package is for Python {PYTHON}; this is {sys.version.split()[0]}: run it with python{PYTHON}"
-        )
+def build(tree: Path, wheelhouse: Path, target: Target, interpreter: Path | None = None) -> None:
+    """Make the environment below `tree`, from the wheelhouse and this checkout only. `interpreter`: see `compiler`."""
+    compiling = compiler(target, interpreter)
     home = tree / PREFIX
-    packages = home / "lib" / f"python{PYTHON}" / "site-packages"
+    packages = tree / target.packages
     packages.mkdir(parents=True)
     offline = ("--no-index", "--find-links", str(wheelhouse), "--target", str(packages), "--no-compile", "--no-deps")
-    _pip("install", *_target_options(), *offline, *_requirements())
+    _pip("install", *_target_options(target), *offline, *_requirements())
     wheel = project_wheel(tree.parent / "wheel")
     _pip("install", *offline, "--upgrade", str(wheel))
     for name in ("bin", "share"):  # commands of others, and what the package itself puts into /usr/share
@@ -79,11 +105,31 @@ def build(tree: Path, wheelhouse: Path) -> None:
     binaries = home / "bin"
     binaries.mkdir()
     for name in ("python3", "python"):
-        (binaries / name).symlink_to(f"/usr/bin/python{PYTHON}")
+        (binaries / name).symlink_to(f"/usr/bin/python{target.python}")
     (binaries / "appliance").write_text(LAUNCHER)
     (binaries / "appliance").chmod(0o755)
-    (home / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}\n")
-    _compile(home)
+    (home / "pyvenv.cfg").write_text(
+        f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.python}\n"
+    )
+    _compile(home, compiling)
+
+
+def compiler(target: Target, given: Path | None = None) -> Path:
+    """What makes the bytecode: of the target's minor version, Debian's own if it is here. BuildError if there is none."""
+    wanted = tuple(int(part) for part in target.python.split("."))
+    named = [given] if given else [Path(f"/usr/bin/python{target.python}"), Path(sys.executable)]
+    for path in named:
+        ask = [str(path), "-I", "-c", "import sys; print(*sys.version_info[:2])"]
+        try:
+            asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+        except OSError:
+            continue
+        if asked.returncode == 0 and tuple(int(part) for part in asked.stdout.split()) == wanted:
+            return path
+    raise BuildError(
+        f"the package for Debian {target.debian} needs bytecode of Python {target.python}, and {named[0]} is none: "
+        "build it on that Debian, or name such an interpreter with --interpreter"
+    )
 
 
 def pip_wheel(wheelhouse: Path) -> Path:
@@ -120,11 +166,13 @@ def distributions(tree: Path) -> list[tuple[str, str, str]]:
     return found
 
 
-def _target_options() -> tuple[str, ...]:
-    options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON]
-    for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none"):
+def _target_options(target: Target) -> tuple[str, ...]:
+    options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", target.python]
+    for abi in (target.abi, "abi3", "none"):
         options += ["--abi", abi]
-    for platform in (*PLATFORMS, "any"):
+    # what that glibc runs; 2014 is 2.17 in the words of older wheels
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(17, target.glibc + 1)]
+    for platform in ("manylinux2014_x86_64", *platforms, "any"):
         options += ["--platform", platform]
     return tuple(options)
 
@@ -154,14 +202,12 @@ def _forget_the_build(packages: Path) -> None:
         record.write_text(text.getvalue())
 
 
-def _compile(home: Path) -> None:
+def _compile(home: Path, interpreter: Path) -> None:
     """Bytecode beside the sources, found valid without looking at times: the tree is read-only to the service.
 
-    By Debian's interpreter if it is here (its bytecode is the one that will run), one process, so that the same source
-    always gives the same bytes; with the paths that the files will have.
+    One process, so that the same source always gives the same bytes; with the paths that the files will have.
     """
-    interpreter = f"/usr/bin/python{PYTHON}" if Path(f"/usr/bin/python{PYTHON}").exists() else sys.executable
-    command = [interpreter, "-I", "-m", "compileall", "-q", "-j1", "--invalidation-mode", "unchecked-hash"]
+    command = [str(interpreter), "-I", "-m", "compileall", "-q", "-j1", "--invalidation-mode", "unchecked-hash"]
     command += ["-s", str(home), "-p", f"/{PREFIX}", str(home / "lib")]
     # files that are no Python of this version (templates, tests of parsers) are left as they are
     subprocess.run(command, capture_output=True, check=False, env={"PYTHONHASHSEED": "0", "PATH": os.environ["PATH"]})
