@@ -234,7 +234,7 @@ TROUBLES = (
         page="bad",
         sentence="One thing needs you",
         shown=("GPU 0: XID 79: the GPU has fallen off the bus", REBOOT),
-        view=("LOST", "Reboot the box"),
+        view=("Lost", "Reboot the box"),
         do="Reboot the box; if it comes back, check the card's seat, its power cables and the power supply.",
     ),
     Trouble(
@@ -260,7 +260,7 @@ TROUBLES = (
         page="bad",
         sentence="One thing needs you",
         shown=("GPU 0: the GPU has fallen off the bus", REBOOT),
-        view=("LOST", "Reboot the box"),
+        view=("Lost", "Reboot the box"),
         do="Reboot the box; if it comes back, check the card's seat, its power cables and the power supply.",
     ),
     Trouble(
@@ -283,7 +283,7 @@ TROUBLES = (
         page="bad",
         sentence="One thing needs you",
         shown=("GPU 0: the GPU needs a reset", RESET),
-        view=("RESET_REQUIRED",),
+        view=("Needs a reset",),
         do="Stop the appliance, run `nvidia-smi --gpu-reset`, start it again; if that is refused, reboot.",
     ),
     Trouble(
@@ -391,7 +391,7 @@ TROUBLES = (
         page="bad",
         sentence="One thing needs you",
         shown=("NVIDIA driver: it has not answered for", "If it stays, the driver hangs: reboot the box"),
-        view=("SILENT",),
+        view=("Silent",),
         do="If it stays, reboot the box: what hangs in the kernel cannot be ended.",
     ),
     Trouble(
@@ -469,7 +469,15 @@ TROUBLES = (
         doctor=(
             Line("GPU 0", "good", f"{CARD_NAME}, MIG: 2 instances (12.9 GB + 6.4 GB), of which a worker gets one"),
         ),
-        view=("MIG 0", "1.07 of 12.9 GB", "MIG 1", "2.15 of 6.44 GB", "cut into MIG instances"),
+        view=(
+            "GPU 0 · MIG 0",
+            "1.07 GB",
+            "in use of 12.9 GB",
+            "GPU 0 · MIG 1",
+            "2.15 GB",
+            "in use of 6.44 GB",
+            "cut into MIG instances",
+        ),
         do="Nothing: models run on the first instance, or on the one that CUDA_VISIBLE_DEVICES names, and its memory counts.",
     ),
     Trouble(

@@ -10,6 +10,7 @@ const BAD = /lost|failed|crash|damaged|xid|critical|error/i, NOTICE = /refused|t
 export function severity(event) {
   const said = event.severity ?? event.data?.severity;
   const text = `${event.topic} ${event.data?.state ?? ""} ${event.data?.level ?? ""}`;
+  if (said === "info" && /^(gpu|governor|finding)\./.test(event.topic)) return "quiet";
   if (said === "error" || BAD.test(text)) return "bad";
   return said === "warning" || NOTICE.test(text) ? "notice" : "quiet";
 }
@@ -17,6 +18,7 @@ export function severity(event) {
 export function describe(event) {
   const data = event.data ?? {};
   if (event.topic === "gpu.throttle" && !data.reasons?.length) return t("event.gpu.throttle.over", { gpu: data.gpu });
+  if (event.topic === "gpu.mig" && !data.mode) return t("event.gpu.mig.off", { gpu: data.gpu });
   if (has(`event.${event.topic}`)) return t(`event.${event.topic}`, { ...Object.fromEntries(Object.keys(data).map((key) => [key, data[key]])), reason: data.reason ?? "" });
   return Object.entries(data).map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
 }

@@ -20,7 +20,7 @@ const PANELS = [
 ];
 const LANES = [["throttle", /^gpu\.\d+\.throttle$/], ["governor", /^governor\.level$/]];
 const LEVELS = ["NOMINAL", "WARM", "HOT", "CRITICAL"];
-const MARKED = /^(worker\.lost|governor\.level|gpu\.(xid|event)|daemon\.|finding\.raised|memory\.leak|engine\.gave_out)/;
+const MARKED = /^(worker\.lost|governor\.level|gpu\.(xid|event|throttle|ecc|mig)|daemon\.|finding\.raised|memory\.leak|engine\.gave_out)/;
 
 export function render(main, [range]) {
   const chosen = range in RANGES ? range : "1h";
