@@ -1,7 +1,7 @@
 // What happened, newest first: what was recorded, and what comes while one looks. A filter by words; each event in full on demand.
 
 import * as api from "../api.js";
-import { h, replace } from "../dom.js";
+import { h, prose, replace } from "../dom.js";
 import { store, subscribe } from "../store.js";
 import { clock, has, t } from "../text.js";
 
@@ -24,7 +24,7 @@ export function describe(event) {
 }
 
 export function line(event) {
-  return h("details", { class: "event" }, h("summary", {}, h("time", { datetime: event.time }, clock(event.time)), " ", h("span", { class: severity(event) }, event.topic), " ", describe(event)),
+  return h("details", { class: "event" }, h("summary", {}, h("time", { datetime: event.time }, clock(event.time)), " ", h("span", { class: severity(event) }, event.topic), " ", prose(describe(event))),
     h("pre", {}, JSON.stringify(event, null, 2)));
 }
 

@@ -1,7 +1,7 @@
 // Is it healthy, in one glance and one sentence; the few numbers that matter; the models; what happened last.
 
 import * as api from "../api.js";
-import { h, replace, spark, table } from "../dom.js";
+import { h, prose, replace, spark, table } from "../dom.js";
 import { health } from "../health.js";
 import { store, subscribe } from "../store.js";
 import { bytes, duration, milliseconds, number, t } from "../text.js";
@@ -37,7 +37,7 @@ function drawVerdict(place) {
   const found = health(store.snapshot);
   place.className = `panel verdict ${found.severity}`;
   replace(place, h("div", {}, h("p", {}, h("strong", {}, found.sentence)),
-    found.found.length ? h("ul", {}, found.found.map((item) => h("li", { class: item.severity }, item.text, item.fix ? h("span", { class: "fix" }, ` → ${item.fix}`) : null))) : null));
+    found.found.length ? h("ul", {}, found.found.map((item) => h("li", { class: item.severity }, item.text, item.fix ? h("span", { class: "fix" }, " → ", prose(item.fix)) : null))) : null));
 }
 
 function tile(name, value, unit, more, trail) {
@@ -53,7 +53,7 @@ function drawTiles(place) {
     tile(t("tile.p99"), p99, p99Unit, t("tile.p99_more"), store.trail.get("p99_us")),
   ];
   for (const gpu of gpus.filter((one) => one.state !== "OK"))
-    found.push(h("div", { class: "panel tile" }, h("div", { class: "name" }, `GPU ${gpu.index} · ${gpu.name}`), h("div", { class: "value bad" }, t(`gpu.${gpu.state}`)), h("div", { class: "more" }, gpu.action)));
+    found.push(h("div", { class: "panel tile" }, h("div", { class: "name" }, `GPU ${gpu.index} · ${gpu.name}`), h("div", { class: "value bad" }, t(`gpu.${gpu.state}`)), h("div", { class: "more" }, prose(gpu.action))));
   for (const gpu of gpus) for (const [what, unit] of GPU_TILES) {
     const name = `gpu.${gpu.index}.${what}`;
     const title = `GPU ${gpu.index} · ${t(`reading.${what}`)}`;
