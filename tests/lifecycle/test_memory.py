@@ -120,3 +120,13 @@ async def test_a_real_model_is_evicted_for_another_and_what_may_not_go_is_refuse
         await manager.close(1.0)
         supervisor.close()
     assert budget.held == ()
+
+
+async def test_what_a_gpu_without_memory_of_its_own_needs_is_booked_on_the_host(tmp_path: Path) -> None:
+    budget = MemoryBudget({HOST: WORKER_BYTES + 30 * MIB})
+    peaks = tmp_path / "peaks.json"
+    memory = ModelMemory(budget, EventBus(), peaks=peaks, integrated=frozenset({"gpu:0"}))
+    await memory.reserve("a", "a", device="gpu:0", file_bytes=10 * MIB, instances=1, evictable=False)
+    assert [held.bytes_by_device for held in budget.held] == [{HOST: WORKER_BYTES + 20 * MIB}]
+    with pytest.raises(ApplianceError, match="on host"):
+        await memory.reserve("b", "b", device="gpu:0", file_bytes=10 * MIB, instances=1, evictable=False)
