@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from appliance.client import Client
 from appliance.core.errors import ApplianceError, ErrorCode
 from tests.e2e.house import LONG_S
 from tests.e2e.troubles import (
+    GIB,
     GPU_MODEL,
     HOST_MODEL,
     PATIENCE_S,
@@ -71,14 +72,30 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.stdout
 
 
-def doctor() -> dict[tuple[str, str], dict[str, str]]:
+Lines: TypeAlias = dict[tuple[str, str], dict[str, str]]
+
+
+def doctor() -> Lines:
     """The lines about hardware, by check and text."""
     _, said = command("doctor", "--json", "--only", "running", "--only", "gpus")
     lines = [line for line in json.loads(said) if line["check"] not in ("configuration", "appliance", "models")]
     return {(line["check"], line["text"]): line for line in lines}
 
 
-def expect_doctor(before: dict[tuple[str, str], dict[str, str]], expected: tuple[Line, ...]) -> None:
+@pytest.fixture(scope="module")
+def well() -> Lines:
+    """What doctor says of the box in good health, once it was asked."""
+    return {}
+
+
+@pytest.fixture
+def lines(box: Box, well: Lines) -> Lines:
+    if not well:
+        well.update(doctor())
+    return well
+
+
+def expect_doctor(before: Lines, expected: tuple[Line, ...]) -> None:
     """Exactly these lines are new."""
     told = [line for key, line in doctor().items() if key not in before]
     assert len(told) == len(expected), told
@@ -192,8 +209,8 @@ def ready(box: Box, model: str) -> bool:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name)
-def test_a_trouble_is_told_to_everybody_and_is_over_when_it_is_mended(box: Box, trouble: Trouble) -> None:
-    series, lines, last = box.series(), doctor(), newest(box)
+def test_a_trouble_is_told_to_everybody_and_is_over_when_it_is_mended(box: Box, lines: Lines, trouble: Trouble) -> None:
+    series, last = box.series(), newest(box)
     expect_series(box, trouble.healthy)
     box.begin(trouble)
     document = box.until(arrived(trouble))
@@ -236,6 +253,26 @@ def expect_still_lost_without_a_reset(box: Box, trouble: Trouble) -> None:
     assert document["gpus"][0]["state"] == "LOST"
     assert any(found["code"] == "gpu-lost" for found in document["findings"])
     assert "GPU 0 cannot be used" in infer_over_http(box, GPU_MODEL, 1)[2]
+
+
+def test_a_model_that_does_not_fit_into_its_mig_instance_is_refused_with_numbers(box: Box) -> None:
+    mig = next(trouble for trouble in TROUBLES if trouble.name == "mig")
+    (peaks,) = box.house.folder.rglob("memory-peaks.json")
+    measured = json.loads(peaks.read_text())
+    (key,) = [key for key in measured if key.startswith(GPU_MODEL)]
+    box.nvml.put(mig.values)
+    try:
+        box.restart(lambda: peaks.write_text(json.dumps({**measured, key: {"gpu:0": 11 * GIB}})))
+        document = box.until(lambda found: all(model["detail"] != "LOADING" for model in found["models"]))
+        (model,) = [model for model in document["models"] if model["name"] == GPU_MODEL]
+        # 20 GB are free on the card, and 11.8 GB on the instance less the reserve
+        assert model["detail"] == "FAILED"
+        assert "it needs 13.0 GB on gpu:0" in model["reason"]
+        assert infer_over_http(box, GPU_MODEL, 1)[0] == 503
+        assert infer_over_http(box, HOST_MODEL, 12)[0] == 200
+    finally:
+        box.end(mig)
+        box.restart(lambda: peaks.write_text(json.dumps(measured)))
 
 
 def test_the_page_of_the_documentation_has_every_trouble_and_nothing_else() -> None:

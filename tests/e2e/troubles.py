@@ -552,8 +552,9 @@ class Box:
         self.house.settings["http"] = {"port": int(self.house.http.rpartition(":")[2])}
         return self
 
-    def restart(self) -> None:
+    def restart(self, between: Callable[[], object] = lambda: None) -> None:
         assert self.house.stop() == 0
+        between()
         self.nvml.forget_events()
         self.house.start()
 
