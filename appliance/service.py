@@ -414,6 +414,7 @@ def _model_document(generation: ModelVersion) -> dict[str, Any]:
         "detail": str(generation.state),
         "reason": generation.reason,
         "restarts": generation.restarts,
+        "answering": generation.answering,
         "instances": generation.manifest.worker.instances,
         "workers": len(generation.scheduler.instances) if generation.scheduler is not None else 0,
         "pending": generation.scheduler.pending if generation.scheduler is not None else 0,

@@ -268,6 +268,8 @@ def _ask_driver(root: str) -> tuple[int, str, str]:
         output, complaint = asked.communicate(timeout=DRIVER_PROBE_S)
     except subprocess.TimeoutExpired:
         asked.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked.communicate(timeout=1.0)
         raise
     return asked.returncode, output, complaint
 

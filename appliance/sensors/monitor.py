@@ -197,7 +197,8 @@ class Monitor:
         readings = {name: _silent(name, reading, reason, now_s) for name, reading in part.readings.items()}
         gpus = tuple(_silent_gpu(gpu, reason) for gpu in part.gpus)
         severity = Severity.CRITICAL if lane.name == "nvml" else Severity.WARNING
-        finding = Finding("sensor-silent", severity, lane.name, reason, SILENT_ACTION)
+        message = reason.replace(who, "it", 1) if lane.name == "nvml" else reason
+        finding = Finding("sensor-silent", severity, lane.name, message, SILENT_ACTION)
         return Part(readings, gpus, (*part.findings, finding))
 
     def _event(self, event: DriverEvent) -> None:

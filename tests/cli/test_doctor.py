@@ -15,6 +15,7 @@ from appliance.cli import doctor
 from appliance.cli.doctor import Check, Finding, Patient
 from appliance.cli.main import app
 from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig
+from tests.fakes.nvml import StubNvml
 
 STATUS = {"status": {"ready": True, "line": "1 model ready", "version": "0.1.0"}, "models": []}
 
@@ -146,3 +147,58 @@ def test_a_record_that_was_put_away_and_one_that_does_not_record_are_found(confi
     assert (found.grade, aside.name in found.text) == ("warning", True)
     off = Config(recorder=RecorderConfig(enabled=False))
     assert one(doctor._recorder, patient(off)).grade == "note"
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubNvml]:
+    if reason := StubNvml.missing():
+        pytest.skip(reason)
+    folder = tmp_path / "nvml"
+    folder.mkdir()
+    stub = StubNvml(folder).start()
+    for name, value in stub.environment().items():
+        monkeypatch.setenv(name, value)
+    yield stub
+    stub.close()
+
+
+def finding(code: str, subject: str) -> dict[str, Any]:
+    return STATUS | {"findings": [{"code": code, "subject": subject, "severity": "error", "text": "", "fix": ""}]}
+
+
+def test_a_driver_that_hangs_costs_doctor_a_moment_and_is_the_finding(
+    config: Config, gpu: StubNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "DRIVER_PROBE_S", 1.0)
+    gpu.set("0.hang", 1)
+    found = one(doctor._gpus, patient(config))
+    assert (found.grade, "it hangs" in found.text, found.fix) == ("error", True, "reboot the box")
+    found = one(doctor._gpus, patient(config, status=finding("sensor-silent", "nvml")))
+    assert (found.grade, "not asked" in found.text) == ("note", True)
+
+
+def test_what_the_running_appliance_has_told_is_not_said_twice_and_a_lost_gpu_is_not_believed(
+    config: Config, gpu: StubNvml
+) -> None:
+    gpu.set("0.rows.failed", 1)
+    here = [finding for finding in doctor._gpus(patient(config)) if finding.check == "GPU 0"]
+    assert [finding.grade for finding in here] == ["error", "good"]
+    told = list(doctor._gpus(patient(config, status=finding("gpu-rows-failed", "gpu.0"))))
+    assert [finding.grade for finding in told] == ["good"]
+    gpu.unset("0.rows.failed")
+    assert list(doctor._gpus(patient(config, status=finding("gpu-lost", "gpu.0")))) == []
+
+
+def test_one_check_alone_can_be_asked_for_and_a_wrong_name_lists_them() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--url", "http://127.0.0.1:9", "--json", "--only", "clock"])
+    assert [entry["check"] for entry in json.loads(done.stdout)] == ["configuration", "clock"]
+    done = CliRunner().invoke(app, ["doctor", "--only", "clocks"])
+    assert done.exit_code == 2
+    assert "there are running, packages" in done.stderr
+
+
+def test_heat_is_named_with_its_level(config: Config) -> None:
+    for level, grade in (("WARM", "warning"), ("HOT", "error"), ("CRITICAL", "error")):
+        status = STATUS | {"governor": {"level": level, "reason": "GPU 0 is at 90 °C"}}
+        (found,) = [one for one in doctor._running(patient(config, status=status)) if one.check == "governor"]
+        assert (found.grade, found.text) == (grade, f"{level}: GPU 0 is at 90 °C")

@@ -329,3 +329,13 @@ async def test_two_workers_that_are_opened_at_once_are_both_ended_by_an_unload(
     await asyncio.wait([replacing], timeout=5)
     assert replacing.cancelled()
     assert (ended, version._opening) == (["first:1"] * 2, set())
+
+
+async def test_what_a_gpu_without_memory_of_its_own_needs_is_booked_on_the_host(tmp_path: Path) -> None:
+    budget = MemoryBudget({HOST: WORKER_BYTES + 30 * MIB})
+    peaks = tmp_path / "peaks.json"
+    memory = ModelMemory(budget, EventBus(), peaks=peaks, integrated=frozenset({"gpu:0"}))
+    await memory.reserve("a", "a", device="gpu:0", file_bytes=10 * MIB, instances=1, evictable=False)
+    assert [held.bytes_by_device for held in budget.held] == [{HOST: WORKER_BYTES + 20 * MIB}]
+    with pytest.raises(ApplianceError, match="on host"):
+        await memory.reserve("b", "b", device="gpu:0", file_bytes=10 * MIB, instances=1, evictable=False)

@@ -169,10 +169,13 @@ async def test_a_real_hang_in_the_driver_is_reported_and_ends(stub: StubNvml, tm
     clock.now_s += 7
     snapshot = await monitor.sample()
     assert snapshot.reason("gpu.0.temperature") == "the driver has not answered for 7 s"
+    assert snapshot.silent_s == {"nvml": pytest.approx(7, abs=0.01)}
+    assert [finding.message for finding in snapshot.findings] == ["it has not answered for 7 s"]
     stub.close()
     monitor._interval_s = 20.0
     await asyncio.wait_for(monitor._lanes[0].answered.wait(), 5)
-    assert (await monitor.sample()).value("gpu.0.temperature") == 61
+    back = await monitor.sample()
+    assert (back.value("gpu.0.temperature"), back.silent_s) == (61, {"nvml": 0.0})
     await monitor.close()
 
 
