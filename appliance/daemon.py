@@ -26,6 +26,7 @@ from appliance.core.watchdog import Watchdog
 from appliance.host import reload, systemd
 from appliance.host.allocator import keep_freed_memory
 from appliance.host.listeners import Listeners
+from appliance.host.sandbox import Sandbox
 from appliance.observability import logs
 from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
@@ -137,6 +138,7 @@ class Daemon:
         from appliance.service import Service
 
         config = self._config
+        _say_what_is_given_up(wanted=config.workers.sandbox)
         self._supervisor.watch()
         self._install_signals()
         events = EventBus()
@@ -152,7 +154,9 @@ class Daemon:
             workers=config.workers,
             drain_timeout_s=config.drain_timeout_s,
             compiler=(
-                ModelCompiler(engines_path(config), config.engines, self._governor) if config.engines.enabled else None
+                ModelCompiler(engines_path(config), config.engines, self._governor, sandbox=config.workers.sandbox)
+                if config.engines.enabled
+                else None
             ),
             governor=self._governor,
             memory=(
@@ -525,7 +529,11 @@ def run(config: Config, config_path: Path | None = None) -> int:
     keep_freed_memory()
     listeners = Listeners.from_environment()
     runtime_dir = resolve_runtime_dir(config)
-    supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
+    supervisor = Supervisor(
+        max_arena_bytes=config.workers.max_arena_bytes,
+        on_worker_lost=_worker_ended,
+        sandbox=config.workers.sandbox,
+    )
     try:
         runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         # the template imports its libraries while we import ours
@@ -545,6 +553,14 @@ def run(config: Config, config_path: Path | None = None) -> int:
         return EXIT_BUG
     finally:
         supervisor.close()
+
+
+def _say_what_is_given_up(*, wanted: bool) -> None:
+    """Once in a life: what workers and builds cannot do, and what this kernel lets them do that they should not."""
+    sandbox = Sandbox.of_this_kernel()
+    limits = sandbox.limits if wanted else ["switched off: workers.sandbox"]
+    fields = {"in_force": sandbox.description if wanted else "none", "missing": limits}
+    log.log(logging.WARNING if limits else logging.INFO, "workers.sandbox", extra={"fields": fields})
 
 
 def _settle_memory() -> None:

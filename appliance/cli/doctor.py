@@ -27,6 +27,7 @@ from appliance.cli.findings import Check, Finding, Grade, Patient
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, print_json
 from appliance.config import ConfigError, find, load
+from appliance.host.sandbox import Sandbox
 
 GOVERNOR_FIX = (
     "see to the cooling: fans, filters, the air around it; `appliance history gpu.0.temperature` shows since when"
@@ -421,15 +422,15 @@ def _clock(_patient: Patient) -> Iterator[Finding]:
 
 def _hardening(patient: Patient) -> Iterator[Finding]:
     """What the kernel itself says of the running front: new privileges forbidden, system calls filtered."""
-    pid = patient.workers[0]["pid"] if patient.workers else None
-    if pid is None:
+    if not patient.workers:
         return
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        # a worker is the template's child, and that the front's
+        template = _process(patient.workers[0]["pid"])["PPid"]
+        values = _process(_process(template)["PPid"])
     except OSError:
         yield Finding("hardening", "note", "the appliance's processes cannot be looked at from here")
         return
-    values = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     missing = []
     if values.get("NoNewPrivs") != "1":
         missing.append("it may gain privileges")
@@ -441,6 +442,26 @@ def _hardening(patient: Patient) -> Iterator[Finding]:
         yield Finding("hardening", "warning", "; ".join(missing), "run it by its systemd unit rather than by hand")
     else:
         yield Finding("hardening", "good", "an ordinary user without new privileges, system calls filtered")
+
+
+def _process(pid: int | str) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _sandbox(patient: Patient) -> Iterator[Finding]:
+    """What workers and builds give up by themselves, as far as this kernel offers it."""
+    if not patient.config.workers.sandbox:
+        text = "switched off: workers and builds can do what the front can"
+        yield Finding("sandbox", "warning", text, "remove workers.sandbox from appliance.toml")
+        return
+    offered = Sandbox.of_this_kernel()
+    if offered.limits:
+        text = f"of workers and builds, {offered.description}: {'; '.join(offered.limits)}"
+        yield Finding("sandbox", "note", text, "a newer kernel offers more")
+    else:
+        text = f"workers and builds reach neither the network nor files that are not theirs ({offered.description})"
+        yield Finding("sandbox", "good", text)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -458,4 +479,5 @@ CHECKS: tuple[Check, ...] = (
     _ports,
     _clock,
     _hardening,
+    _sandbox,
 )

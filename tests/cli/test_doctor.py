@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import doctor
 from appliance.cli.doctor import Check, Finding, Patient
 from appliance.cli.main import app
-from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig
+from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig, WorkersConfig
+from appliance.host.sandbox import Sandbox
 from tests.fakes.nvml import StubNvml
 
 STATUS = {"status": {"ready": True, "line": "1 model ready", "version": "0.1.0"}, "models": []}
@@ -106,6 +108,30 @@ def test_both_packages_at_once_are_an_error(config: Config, monkeypatch: pytest.
 def test_the_processor_can_be_used_and_the_clock_is_looked_at(config: Config) -> None:
     assert {finding.text: finding.grade for finding in doctor._providers(patient(config))}["cpu loads"] == "good"
     assert one(doctor._clock, patient(config)).check == "clock"
+
+
+def test_what_workers_give_up_is_looked_at(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, poor = Sandbox(7, seccomp=True), Sandbox(0, seccomp=True)
+    monkeypatch.setattr(Sandbox, "of_this_kernel", lambda: full)
+    assert one(doctor._sandbox, patient(config)).grade == "good"
+    monkeypatch.setattr(Sandbox, "of_this_kernel", lambda: poor)
+    found = one(doctor._sandbox, patient(config))
+    assert (found.grade, "no Landlock" in found.text) == ("note", True)
+    off = msgspec.structs.replace(config, workers=WorkersConfig(sandbox=False))
+    assert one(doctor._sandbox, patient(off)).grade == "warning"
+
+
+def test_hardening_is_that_of_the_front_and_not_what_a_worker_has_given_up(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = {"NoNewPrivs": "1", "Seccomp": "2", "Uid": "990"}
+    processes = {"30": given_up | {"PPid": "20"}, "20": {"PPid": "10"}, "10": given_up}
+    monkeypatch.setattr(doctor, "_process", lambda pid: processes[str(pid)])
+    looked_at = patient(config, workers=[{"pid": 30}])
+    assert one(doctor._hardening, looked_at).grade == "good"
+    processes["10"] = {"NoNewPrivs": "0", "Seccomp": "0", "Uid": "0"}
+    found = one(doctor._hardening, looked_at)
+    assert (found.grade, found.text.count(";")) == ("warning", 2)
 
 
 def test_a_check_that_breaks_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
