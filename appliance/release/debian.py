@@ -78,7 +78,7 @@ class Packages:
 
 def _release(version: str) -> str:
     """The release in a package's version: 1.2.3~rc1+deb12 is 1.2.3rc1 for Debian 12."""
-    return version.partition("+deb")[0].replace("~rc", "rc")
+    return version.partition("+deb")[0].replace("~rc", "rc").replace("~dev", ".dev")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

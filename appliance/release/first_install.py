@@ -33,7 +33,8 @@ MAX_MANIFEST_BYTES = 4 << 20
 ED25519_PREFIX = bytes.fromhex("302a300506032b6570032100")
 """What stands before the 32 bytes of the key in its DER form (RFC 8410)."""
 EVP_PKEY_ED25519 = 1087
-KEYS = Path("/etc/appliance/keys")
+CONFIG = Path("/etc/appliance/appliance.toml")
+KEYS = CONFIG.parent / "keys"
 PROGRAM = Path("/usr/lib/appliance/bin/appliance")
 STATE = Path("/var/lib/appliance/releases/state.json")
 
@@ -185,11 +186,11 @@ def check_box(target: dict[str, str]) -> None:
 
 
 def unpack(source: BinaryIO, manifest: dict[str, Any], folder: Path) -> None:
-    """Write the files of the release into the folder; RefusedError if one is not what was signed."""
+    """Write the release's files and the configuration into the folder; RefusedError if one is not what was signed."""
     for file in manifest["files"]:
         if _header(source) != (file["name"], file["size"]):
             raise RefusedError(f"the bundle was altered at {file['name']}: copy it again")
-        keep = file["name"].startswith("release/")
+        keep = file["name"].startswith(("release/", "configuration/"))
         target = folder / Path(file["name"]).name if keep else Path(os.devnull)
         digest = hashlib.sha256()
         with target.open("wb") as opened:
@@ -201,10 +202,13 @@ def unpack(source: BinaryIO, manifest: dict[str, Any], folder: Path) -> None:
 
 
 def by_dpkg(folder: Path) -> Path:
-    """Install the package, to be started with every boot; the program that it brings."""
+    """Install the package, to be started with every boot; the program that it brings. A configuration that came along is used."""
     (package,) = folder.glob("*.deb")
+    brought = folder / CONFIG.name
+    if brought.exists() and not CONFIG.exists():
+        shutil.copyfile(brought, CONFIG)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    line = ["dpkg", "--install", str(package)]
+    line = ["dpkg", "--force-confold", "--install", str(package)]
     if subprocess.run(line, env=environment, check=False).returncode != 0:  # noqa: S603
         raise RefusedError("dpkg could not install the package; what it says is above")
     subprocess.run(["systemctl", "enable", "appliance.service"], check=True)  # noqa: S607  systemd's own

@@ -61,8 +61,8 @@ class Slots:
             _run([str(slot / "bin" / "python"), f"{pip}/pip", *install, *others])
             (slot / COMPLETE).touch()
             if not self.current():
-                # models that come with the first release belong to its user
-                system.install(self._box, slot / "share/appliance")
+                # models that come with the first release belong to its user, and so may its configuration
+                system.install(self._box, slot / "share/appliance", configuration=False)
             # what is switched to has to be on the disk
             os.sync()
         except BaseException:

@@ -53,17 +53,18 @@ def destination(name: str, units: str = UNITS) -> str:
     return f"{DOC}/examples/systemd/{name}"
 
 
-def install(box: Box, share: Path) -> None:
+def install(box: Box, share: Path, *, configuration: bool = True) -> None:
     """Put the files of that share/appliance in place and let systemd know; BundleError if it will not have them.
 
-    Below another root than / only the files are put there: users and services are the running system's.
+    With `configuration`, where there is none, the release's commented one is put there, too. Below another root than / only the
+    files are put there: users and services are the running system's.
     """
     for source in sorted(path for path in (share / "systemd").rglob("*") if path.is_file()):
         place = destination(source.relative_to(share / "systemd").as_posix())
         if not place.startswith(DOC):
             _put(source, box.root / place, 0o755 if place.startswith(PROGRAMS) else 0o644)
     first = share / "appliance.toml"
-    if first.is_file() and not box.config.exists():
+    if configuration and first.is_file() and not box.config.exists():
         _put(first, box.config, 0o640)
     if box.root != Path("/"):
         return

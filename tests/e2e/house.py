@@ -38,6 +38,8 @@ class House:
             "repository": {"path": str(self.models)},
         }
         self.environment: dict[str, str] = {}
+        self.command = [sys.executable, "-m", "appliance"]
+        self.cwd: Path | None = None
         self.addresses: list[str] = []
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -66,7 +68,8 @@ class House:
         self.write_config()
         self._lines = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "appliance", "serve", "--config", str(self.config)],
+            [*self.command, "serve", "--config", str(self.config)],
+            cwd=self.cwd,
             stderr=subprocess.PIPE,
             text=True,
             env={

@@ -15,6 +15,9 @@ from tools.distribution.build_wheel import ROOT
 
 pytestmark = pytest.mark.slow
 
+UNCOMPRESSED = "uses-no-compression-for-control-tarball,uses-no-compression-for-data-tarball"
+"""True of the package that is built for tests, which saves the minute that xz takes."""
+
 
 def test_two_builds_are_the_same_bytes(wheelhouse: Path, tmp_path: Path) -> None:
     found = []
@@ -31,7 +34,12 @@ def test_two_builds_are_the_same_bytes(wheelhouse: Path, tmp_path: Path) -> None
 def test_lintian_finds_no_error(deb: Path) -> None:
     if shutil.which("lintian") is None:
         pytest.skip("no lintian here")
-    ended = subprocess.run(["lintian", "--fail-on", "error", str(deb)], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        ["lintian", "--fail-on", "error", "--suppress-tags", UNCOMPRESSED, str(deb)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stdout
 
 

@@ -162,6 +162,8 @@ def test_a_removal_keeps_everything_and_installing_again_finds_it(
     box = machine()
     box.configure(CHANGE)
     serve(box)
+    # a link to a larger disk is the site's, too
+    box.run("sh", "-c", f"mv {STATE}/models /srv/models && ln -s /srv/models {STATE}/models")
     box.dpkg("--remove", "appliance")
     assert box.run("pgrep", "-u", "appliance", check=False).stdout == ""
     assert not box.exists("/usr/lib/appliance")
@@ -193,10 +195,19 @@ def test_a_purge_takes_what_is_the_packages_and_leaves_the_work_of_others(machin
     assert links == "", "units, masks and records of deb-systemd-helper"
 
 
-def test_a_purge_of_what_nobody_used_leaves_nothing(machine: Callable[..., InstalledBox]) -> None:
+def test_a_purge_of_what_nobody_used_leaves_nothing_and_wheels_are_not_gone_over(
+    machine: Callable[..., InstalledBox], deb: Path
+) -> None:
     box = machine()
     said = box.dpkg("--purge", "appliance").stderr
     assert "models and records" not in said
     places = ("/etc", "/usr/lib", "/lib/systemd", "/usr/bin", "/var/lib", "/var/cache", "/run", "/usr/share/appliance")
     left = box.run("find", *places, "-name", "*appliance*", "-not", "-path", "/usr/lib/google*", check=False).stdout
     assert left == ""
+    # dpkg would write through the links of releases that came as wheels
+    box.run("mkdir", "-p", "/usr/lib/appliance/releases/1.0.0/bin")
+    box.run("ln", "-s", "releases/1.0.0/bin", "/usr/lib/appliance/bin")
+    refused = box.install(deb, check=False)
+    assert refused.returncode != 0
+    assert "from bundles of wheels" in refused.stderr
+    assert box.run("ls", "/usr/lib/appliance/releases/1.0.0/bin").stdout == ""

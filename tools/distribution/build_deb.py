@@ -35,7 +35,7 @@ PACKAGE = "appliance"
 ARCHITECTURE = "amd64"
 FILES = Path(__file__).parent / "debian"
 MAINTAINER = "Appliance maintainers <appliance@packages.debian.org>"
-SCRIPTS = ("postinst", "prerm", "postrm")
+SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 
 CONTROL = """\
 Package: {package}
@@ -140,8 +140,11 @@ def this_debian() -> str:
 
 
 def debian_version(version: str, target: Target) -> str:
-    """1.2.3+deb12: never two packages of one version, and an upgrade of the whole system finds the next one newer."""
-    return f"{version.replace('rc', '~rc')}+deb{target.debian}"
+    """1.2.3+deb12: never two packages of one version, and an upgrade of the whole system finds the next one newer.
+
+    `appliance.release.debian` reads it back.
+    """
+    return f"{version.replace('.dev', '~dev').replace('rc', '~rc')}+deb{target.debian}"
 
 
 def project_version() -> str:

@@ -22,8 +22,9 @@ SOURCES = (
 HOOKS = """
 import sys
 from setuptools import build_meta
-print(build_meta.build_wheel(sys.argv[1]))
-print(build_meta.build_sdist(sys.argv[1]))
+target = sys.argv[1]  # setuptools puts its own words there
+print(build_meta.build_wheel(target))
+print(build_meta.build_sdist(target))
 """
 
 
