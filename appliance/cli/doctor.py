@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from appliance.cli import book
 from appliance.cli.connection import Appliance
 from appliance.cli.findings import Check, Finding, Grade, Patient
 from appliance.cli.options import JSON, URL, command
@@ -84,7 +85,8 @@ def _examine(url: str | None, checks: Sequence[Check]) -> tuple[list[Finding], P
         problems = (
             "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         )
-        return [Finding("configuration", "error", problems, "mend it; `appliance config check` says more")], None
+        fix = "mend it; `appliance config check` says more"
+        return [_pointed(Finding("configuration", "error", problems, fix))], None
     status, workers = None, []
     with contextlib.suppress(CommandError):
         appliance = Appliance(url)
@@ -99,7 +101,11 @@ def _examine(url: str | None, checks: Sequence[Check]) -> tuple[list[Finding], P
             findings.append(
                 Finding(name, "warning", f"cannot be looked at: {type(error).__name__}: {error}", "report this")
             )
-    return findings, patient
+    return [_pointed(finding) for finding in findings], patient
+
+
+def _pointed(finding: Finding) -> Finding:
+    return msgspec.structs.replace(finding, see=finding.see or book.pointer(finding.check))
 
 
 def _show(findings: list[Finding], *, running: bool) -> None:
@@ -116,12 +122,15 @@ def _show(findings: list[Finding], *, running: bool) -> None:
     for finding in findings:
         style = styles[finding.grade]
         table.add_row(Text(MARKS[finding.grade], style), Text(finding.check), Text(finding.text))
-        if finding.fix and finding.grade in ("warning", "error"):
-            table.add_row("", "", Text(f"→ {finding.fix}", style))
+        if finding.grade in ("warning", "error"):
+            says_more = f"see {finding.see}" if finding.see else ""
+            table.add_row("", "", Text(f"→ {'; '.join(filter(None, (finding.fix, says_more)))}", style))
     console.print(table)
     errors, warnings = (sum(finding.grade == grade for finding in findings) for grade in ("error", "warning"))
     verdict = f"{errors} to mend, {warnings} to know about" if errors or warnings else "nothing to do"
     console.print(f"\n{verdict}{'' if running else '; no appliance is running'}")
+    if errors or warnings:
+        console.print(f"{book.BOOK} is {book.place()}", soft_wrap=True)
 
 
 # --- the checks -----------------------------------------------------------------------------------------------------------
@@ -149,7 +158,8 @@ def _running(patient: Patient) -> Iterator[Finding]:
         yield Finding("governor", "warning" if level == "WARM" else "error", text, GOVERNOR_FIX)
     for finding in patient.status.get("findings") or ():
         grade: Grade = "error" if finding["severity"] == "error" else "warning"
-        yield Finding("hardware", grade, finding["text"], finding.get("fix", ""))
+        see = book.pointer("hardware", finding.get("code", ""))
+        yield Finding("hardware", grade, finding["text"], finding.get("fix", ""), see)
 
 
 def _packages(_patient: Patient) -> Iterator[Finding]:
@@ -362,14 +372,15 @@ def _permissions(patient: Patient) -> Iterator[Finding]:
 
 
 def _engines(patient: Patient) -> Iterator[Finding]:
-    from appliance.building.store import EngineStore
+    from appliance.building.store import KEY_FILE, EngineStore
     from appliance.lifecycle.compilation import engines_path
 
     path = engines_path(patient.config)
     if not path.is_dir():
         yield Finding("engines", "note", "none was built here")
         return
-    entries = EngineStore(path).entries()
+    # without a key none is ours; the store would make one, and who looks must change nothing
+    entries = EngineStore(path).entries() if (path / KEY_FILE).is_file() else []
     folders = [folder for model in path.iterdir() if model.is_dir() for folder in model.iterdir() if folder.is_dir()]
     damaged = len([folder for folder in folders if not folder.name.startswith(".")]) - len(entries)
     failed = [entry for entry in entries if entry.sidecar.verified == "failed"]

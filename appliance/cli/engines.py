@@ -18,6 +18,7 @@ import typer
 from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, note, print_json, print_table
+from appliance.cli.owner import become_owner
 from appliance.cli.tune import Budget, Burning, Goal, Limit, Loads, Percentile, Rows, Tune, TuneOptions, run_tune
 from appliance.config import Config, find, load
 
@@ -183,7 +184,12 @@ def prune(
 
 
 def _config(repository: Path | None) -> Config:
-    return load(find(), overrides=[f'repository.path="{repository}"'] if repository is not None else [])
+    """The configuration; from here on root is the user whose engines they are."""
+    from appliance.lifecycle.compilation import engines_path
+
+    config = load(find(), overrides=[f'repository.path="{repository}"'] if repository is not None else [])
+    become_owner(engines_path(config))
+    return config
 
 
 def model_folder(config: Config, name: str) -> ModelFolder:

@@ -14,12 +14,13 @@ Grade = Literal["good", "note", "warning", "error"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found, and what to do if that is not good."""
+    """What one check found, what to do if that is not good, and the section of the book that says more."""
 
     check: str
     grade: Grade
     text: str
     fix: str = ""
+    see: str = ""
 
 
 class Patient(msgspec.Struct, frozen=True):

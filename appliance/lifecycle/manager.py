@@ -98,8 +98,9 @@ class Manager:
         for name in names | {name for name, model in self._models.items() if model.aspired}:
             model = self._model(name)
             self._own(self._bring(model, folders.get(name) if name in names else None), f"reconcile-{name}")
-        for name, folder in folders.items():
-            self._model(name).folder = folder
+        for name in {*self._models, *folders}:
+            # one that is gone from the disk is gone from the index, too, once it is unloaded
+            self._model(name).folder = folders.get(name)
         self._required = frozenset(ModelName(name) for name in config.required) or frozenset(names)
 
     def _model(self, name: ModelName) -> Model:

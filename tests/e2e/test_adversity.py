@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,10 +310,14 @@ def test_a_reload_loads_what_is_new_and_keeps_the_old_configuration_if_the_new_o
     house.loopback("later", shape="4")
     os.kill(house.pid, signal.SIGHUP)
     house.wait_for("model.ready", model="later")
+    shutil.rmtree(house.models / "later")
+    os.kill(house.pid, signal.SIGHUP)
+    house.wait_for("model.state", model="later", state="UNLOADED")
     house.config.write_text("[http]\nprot = 1\n")
     os.kill(house.pid, signal.SIGHUP)
     refused = house.wait_for("config.reload_refused")
     assert "did you mean 'port'" in refused["reason"]
+    assert [entry["name"] for entry in appliance.post("/v2/repository/index")] == ["echo"]
     assert appliance.get("/v2/health/ready")["ready"]
 
 

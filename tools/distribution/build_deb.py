@@ -182,7 +182,12 @@ def _stage(tree: Path, target: Target, units_folder: Path, version: str, epoch: 
     _write(tree / system.DOC / "changelog.gz", _gzip(_changelog(debian_version(version, target), epoch).encode()))
     _write(tree / system.DOC / "CHANGELOG.md.gz", _gzip((ROOT / "CHANGELOG.md").read_bytes()))
     for source in sorted((ROOT / "docs").glob("*.md")):
-        _write(tree / system.DOC / source.name, source.read_bytes())
+        # systemd/README.md of the sources is systemd.md beside them here
+        text = source.read_text().replace("../systemd/README.md", "systemd.md")
+        _write(tree / system.DOC / source.name, text.encode())
+    for folder in ("prometheus", "grafana"):
+        for source in sorted((ROOT / "docs" / folder).iterdir()):
+            _write(tree / system.DOC / folder / source.name, source.read_bytes())
     _write(tree / system.DOC / "copyright", _copyright(tree, target).encode())
     overrides = (FILES / "lintian-overrides").read_text().replace("@PYTHON@", target.python)
     _write(tree / "usr/share/lintian/overrides/appliance", overrides.encode())
