@@ -54,6 +54,9 @@ EXIT_CONFIG = 78
 GPU_NODES = ("dev/nvidiactl", "dev/nvhost-ctrl-gpu")
 """Device files that NVIDIA's drivers make."""
 
+DRIVER_PATIENCE_S = 10.0
+"""How long the start waits for NVIDIA's driver to say how much memory there is; one that hangs must not keep us from serving."""
+
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
 
@@ -284,7 +287,7 @@ class Daemon:
         health = Health(self._monitor, events, governor=self._governor, record=self._recorder)
         self._monitor.start()
         if any((Path(config.sensors.root) / node).exists() for node in GPU_NODES):
-            await self._monitor.sample()
+            await self._monitor.first(DRIVER_PATIENCE_S)
         return health
 
     def _listen_http(self, path: str | None) -> list[socket.socket]:

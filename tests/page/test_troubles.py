@@ -64,10 +64,10 @@ def test_the_overview_shows_a_trouble_and_its_end(page: Page, box: Box, trouble:
 
 LANE = """
   const chart = document.getElementById('chart');
-  const found = (chart.data ?? []).filter((trace) => trace.type === 'bar' && trace.name.endsWith(arguments[0]));
+  const found = (chart?.data ?? []).filter((trace) => trace.type === 'bar' && trace.name.endsWith(arguments[0]));
   return found.flatMap((trace) => trace.text.map((text, index) => [text, trace.marker.color[index]]));
 """
-MARKS = "return (document.getElementById('chart').layout?.annotations ?? []).map((mark) => mark.hovertext)"
+MARKS = "return (document.getElementById('chart')?.layout?.annotations ?? []).map((mark) => mark.hovertext)"
 
 
 def test_heat_leaves_its_lanes_and_its_marks_in_the_view_over_time(page: Page, box: Box) -> None:

@@ -95,6 +95,24 @@ async def test_a_driver_that_hangs_costs_its_readings_and_no_thread_more() -> No
     assert await monitor.close() == 0
 
 
+async def test_the_first_answer_of_a_driver_is_waited_for_longer_than_an_interval() -> None:
+    sampler = Hanging()
+    sampler.free.clear()
+    monitor = monitor_of(sampler, clock=Clock(), interval_s=HASTY_S)
+    asyncio.get_running_loop().call_later(10 * HASTY_S, sampler.free.set)
+    assert (await monitor.first(30.0)).value("gpu.0.power") == 50.0
+    assert await monitor.close() == 0
+
+
+async def test_a_driver_that_hangs_at_the_start_is_not_waited_for_for_ever() -> None:
+    sampler = Hanging()
+    sampler.free.clear()
+    monitor = monitor_of(sampler, clock=Clock(), interval_s=HASTY_S)
+    assert (await monitor.first(HASTY_S)).gpus == ()
+    sampler.free.set()
+    assert await monitor.close() == 0
+
+
 async def test_a_thread_that_hangs_at_the_end_is_left_behind_and_counted() -> None:
     sampler = Hanging()
     monitor = monitor_of(sampler, clock=Clock(), interval_s=0.02)
