@@ -32,6 +32,9 @@ DEVICES = (Path("/dev"), Path("/proc/self"))
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the name it has
 """Where shm_open(3) makes its files. A process that is given no folder to write to has its temporary files there, too."""
 
+DRIVER = Path("/proc/driver/nvidia")
+"""There where NVIDIA's kernel module is loaded."""
+
 MPS = "/tmp/nvidia-mps"  # noqa: S108  the name it has
 """Where NVIDIA's daemon lies if nobody says otherwise."""
 
@@ -98,7 +101,7 @@ class Sandbox:
             seccomp.install()
 
 
-def make_nodes(driver: Path = Path("/proc/driver/nvidia"), node: Path = Path("/dev/nvidia-uvm")) -> None:
+def make_nodes(driver: Path = DRIVER, node: Path = Path("/dev/nvidia-uvm")) -> None:
     """Have the device nodes of an NVIDIA GPU made. CUDA does that by a setuid program of the driver's; afterwards it cannot.
 
     Under systemd appliance-gpu.service has done it, and nothing happens.
@@ -109,11 +112,15 @@ def make_nodes(driver: Path = Path("/proc/driver/nvidia"), node: Path = Path("/d
             subprocess.run([program, "-c", "0", "-u"], capture_output=True, timeout=10, check=False)  # noqa: S603  the driver's
 
 
-def driver_folders() -> Sequence[Path]:
+def driver_folders(driver: Path = DRIVER) -> Sequence[Path]:
     """Where NVIDIA's driver writes: compiled kernels (made here, since afterwards it may not), and the pipes of MPS."""
-    if not Path("/proc/driver/nvidia").exists():
+    if not driver.exists():
         return ()
-    cache = Path(os.environ.get("CUDA_CACHE_PATH") or Path.home() / ".nv/ComputeCache")
-    with contextlib.suppress(OSError):
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return (cache, Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", MPS)))
+    found = [Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", MPS))]
+    home = os.environ.get("HOME")
+    cache = os.environ.get("CUDA_CACHE_PATH") or (home and f"{home}/.nv/ComputeCache")
+    if cache:
+        with contextlib.suppress(OSError):
+            Path(cache).mkdir(mode=0o700, parents=True, exist_ok=True)
+        found.append(Path(cache))
+    return found

@@ -1,7 +1,7 @@
 """Requests that were not answered as their client wished, in the log: who, which, why. A flood of them cannot fill it.
 
-One entry for each model and code every so many seconds; how many more there were follows when that time is over. The numbers of
-all are in the metrics. Whoever refuses a request, or ends one with an error, owns a `RequestLog`; it needs the running loop.
+One entry for each model and code every so many seconds; how many more there were follows when that time is over. All are counted
+in the metrics. Whoever refuses a request, or ends one with an error, owns a `RequestLog`; it needs the running loop.
 """
 
 from __future__ import annotations

@@ -159,3 +159,18 @@ def test_missing_nodes_of_a_gpu_are_made_by_its_own_program(tmp_path: Path, monk
     assert not (tmp_path / "asked").exists()
     sandbox.make_nodes(tmp_path, tmp_path / "node")
     assert (tmp_path / "asked").read_text() == "-c 0 -u\n"
+
+
+def test_where_a_driver_is_loaded_its_caches_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CUDA_CACHE_PATH", raising=False)
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    assert sandbox.driver_folders(tmp_path / "no-driver") == ()
+    assert sandbox.driver_folders(tmp_path) == [Path(sandbox.MPS), tmp_path / "home/.nv/ComputeCache"]
+    assert (tmp_path / "home/.nv/ComputeCache").is_dir()
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path / "cuda"))
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "mps"))
+    assert sandbox.driver_folders(tmp_path) == [tmp_path / "mps", tmp_path / "cuda"]
+    monkeypatch.delenv("CUDA_CACHE_PATH")
+    monkeypatch.delenv("HOME")
+    assert sandbox.driver_folders(tmp_path) == [tmp_path / "mps"], "a user without a home has no cache"
