@@ -259,7 +259,8 @@ def _gpus(patient: Patient) -> Iterator[Finding]:
         if (code, subject) not in told:
             grade: Grade = "error" if severity == "critical" else "warning" if severity == "warning" else "note"
             kind, _, index = subject.partition(".")
-            yield Finding(f"GPU {index}" if kind == "gpu" else "GPU", grade, message, action)
+            name = f"GPU {index}" if kind == "gpu" else "GPU"
+            yield Finding(name, grade, message, action, book.pointer(name, code))
     if not found["gpus"] and not found["findings"]:
         yield Finding("GPU", "note", "no NVIDIA GPU or driver on this box")
     for gpu in found["gpus"]:

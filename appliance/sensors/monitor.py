@@ -7,6 +7,7 @@ deadline, then they are missing, with how long it has been silent. Decides nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

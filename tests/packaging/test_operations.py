@@ -80,10 +80,6 @@ def desk(deb: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) 
 # --- what the machine has when a section is opened, and what is taken from it afterwards -----------------------------------
 
 
-def again(desk: Desk) -> None:
-    desk.shell("dpkg -i /media/stick/appliance_*_amd64.deb && systemctl enable --now appliance")
-
-
 def no_appliance(desk: Desk) -> None:
     desk.shell("dpkg --purge appliance && rm -rf /var/lib/appliance && test ! -e /usr/bin/appliance")
 
@@ -200,7 +196,6 @@ BEFORE: dict[str, Callable[[Desk], None]] = {
     "bundle-refused": cut_bundle,
 }
 AFTER: dict[str, Callable[[Desk], None]] = {
-    "remove": again,
     "upgrade": partial(answers, version=NEXT),
     "upgrade-by-bundle": partial(answers, version=NEWEST),
     "roll-back-a-bundle": partial(answers, version=NEXT),
