@@ -81,7 +81,7 @@ class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     A model whose workers die `crash_limit` times within `crash_window_s` is quarantined until somebody loads it again. A required
     model that is READY and has answered nobody for `stall_limit_s`, though asked or without a worker, makes a supervised
-    appliance restart itself.
+    appliance restart itself. `sandbox`: workers and builds give up files that are not theirs, the network and other programs.
     """
 
     crash_limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
@@ -90,6 +90,7 @@ class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     backoff_max_s: Seconds = 5.0
     stall_limit_s: Seconds = 300.0
     max_arena_bytes: Positive = 1 << 30
+    sandbox: bool = True
 
 
 class EnginesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,7 +141,8 @@ class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Memory of the models: reserved before a load, corrected after it. Megabytes are 2**20 bytes."""
+    """Memory of the models: reserved before a load, corrected after it. What does not fit waits until there is room, or is
+    refused for good if there never will be. Megabytes are 2**20 bytes."""
 
     enabled: bool = True
     host_reserve_mb: Annotated[int, msgspec.Meta(ge=0)] = 256

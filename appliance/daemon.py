@@ -26,6 +26,7 @@ from appliance.core.watchdog import Watchdog
 from appliance.host import reload, systemd
 from appliance.host.allocator import keep_freed_memory
 from appliance.host.listeners import Listeners
+from appliance.host.sandbox import Sandbox
 from appliance.observability import logs
 from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
@@ -52,6 +53,9 @@ EXIT_CONFIG = 78
 
 GPU_NODES = ("dev/nvidiactl", "dev/nvhost-ctrl-gpu")
 """Device files that NVIDIA's drivers make."""
+
+DRIVER_PATIENCE_S = 10.0
+"""How long the start waits for NVIDIA's driver to say how much memory there is; one that hangs must not keep us from serving."""
 
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
@@ -137,6 +141,7 @@ class Daemon:
         from appliance.service import Service
 
         config = self._config
+        _say_what_is_given_up(wanted=config.workers.sandbox)
         self._supervisor.watch()
         self._install_signals()
         events = EventBus()
@@ -152,7 +157,9 @@ class Daemon:
             workers=config.workers,
             drain_timeout_s=config.drain_timeout_s,
             compiler=(
-                ModelCompiler(engines_path(config), config.engines, self._governor) if config.engines.enabled else None
+                ModelCompiler(engines_path(config), config.engines, self._governor, sandbox=config.workers.sandbox)
+                if config.engines.enabled
+                else None
             ),
             governor=self._governor,
             memory=(
@@ -280,7 +287,7 @@ class Daemon:
         health = Health(self._monitor, events, governor=self._governor, record=self._recorder)
         self._monitor.start()
         if any((Path(config.sensors.root) / node).exists() for node in GPU_NODES):
-            await self._monitor.sample()
+            await self._monitor.first(DRIVER_PATIENCE_S)
         return health
 
     def _listen_http(self, path: str | None) -> list[socket.socket]:
@@ -525,7 +532,11 @@ def run(config: Config, config_path: Path | None = None) -> int:
     keep_freed_memory()
     listeners = Listeners.from_environment()
     runtime_dir = resolve_runtime_dir(config)
-    supervisor = Supervisor(max_arena_bytes=config.workers.max_arena_bytes, on_worker_lost=_worker_ended)
+    supervisor = Supervisor(
+        max_arena_bytes=config.workers.max_arena_bytes,
+        on_worker_lost=_worker_ended,
+        sandbox=config.workers.sandbox,
+    )
     try:
         runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         # the template imports its libraries while we import ours
@@ -545,6 +556,14 @@ def run(config: Config, config_path: Path | None = None) -> int:
         return EXIT_BUG
     finally:
         supervisor.close()
+
+
+def _say_what_is_given_up(*, wanted: bool) -> None:
+    """Once in a life: what workers and builds cannot do, and what this kernel lets them do that they should not."""
+    sandbox = Sandbox.of_this_kernel()
+    limits = sandbox.limits if wanted else ["switched off: workers.sandbox"]
+    fields = {"in_force": sandbox.description if wanted else "none", "missing": limits}
+    log.log(logging.WARNING if limits else logging.INFO, "workers.sandbox", extra={"fields": fields})
 
 
 def _settle_memory() -> None:

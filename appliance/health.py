@@ -154,14 +154,14 @@ class Health:
         for (code, subject), finding in self._findings.items():
             if (code, subject) not in now:
                 log.info("finding.cleared", extra={"fields": {"code": code, "subject": subject}})
-                self._events.publish("finding.cleared", code=code, subject=subject, message=finding.message)
+                self._events.publish("finding.cleared", code=code, subject=subject, message=_told(finding))
         self._findings = now
 
     def _publish(self, finding: Finding) -> None:
         fields = {
             "code": finding.code,
             "subject": finding.subject,
-            "message": finding.message,
+            "message": _told(finding),
             "action": finding.action,
             "severity": "error" if finding.severity is Severity.CRITICAL else str(finding.severity),
         }
@@ -264,7 +264,7 @@ class Health:
                     "code": finding.code,
                     "subject": finding.subject,
                     "severity": "error" if finding.severity is Severity.CRITICAL else str(finding.severity),
-                    "text": f"{_words(finding.subject)}: {finding.message}",
+                    "text": _told(finding),
                     "fix": finding.action,
                 }
                 for finding in snapshot.findings
@@ -352,6 +352,10 @@ def missing_of(snapshot: Snapshot, gpu: Gpu) -> dict[str, str]:
     prefix = f"gpu.{gpu.index}."
     names = [quantity.name(gpu.index) for quantity in SHOWN]
     return {name.removeprefix(prefix): snapshot.reason(name) for name in names if snapshot.value(name) is None}
+
+
+def _told(finding: Finding) -> str:
+    return f"{_words(finding.subject)}: {finding.message}"
 
 
 def _words(subject: str) -> str:

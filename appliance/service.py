@@ -34,6 +34,7 @@ from appliance.health import Health
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.observability.events import Event, EventBus, EventListener
+from appliance.observability.requests import RequestLog
 from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Job
 
@@ -170,6 +171,7 @@ class Service:
         self._events = events
         self._boot_id = uuid.uuid4().hex
         self._started = time.monotonic()
+        self._log = RequestLog("request.refused")
         self._refused: Counter[tuple[str, str]] = Counter()
         self._refused_before: Counter[tuple[str, str]] = Counter()
         self._totals: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW_S + 1)
@@ -189,6 +191,7 @@ class Service:
             # a name that does not exist here is a client's invention, and must not become a key of ours
             model = request.model if error.code is not ErrorCode.NOT_FOUND else ModelName("")
             self._refused[model, str(error.code)] += 1
+            self._log.add(error, model=request.model, request_id=request.id, key=model)
             raise
 
     def cancel(self, ticket: Ticket) -> bool:
@@ -414,6 +417,7 @@ def _model_document(generation: ModelVersion) -> dict[str, Any]:
         "detail": str(generation.state),
         "reason": generation.reason,
         "restarts": generation.restarts,
+        "answering": generation.answering,
         "instances": generation.manifest.worker.instances,
         "workers": len(generation.scheduler.instances) if generation.scheduler is not None else 0,
         "pending": generation.scheduler.pending if generation.scheduler is not None else 0,

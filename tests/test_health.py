@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
+
 from appliance.core.energy import EnergyWindow
-from appliance.core.readings import Finding, Gpu, GpuProcess, Severity, Snapshot
+from appliance.core.readings import Finding, Gpu, GpuProcess, GpuState, MigInstance, Severity, Snapshot
 from appliance.core.thermal import ThermalSample
 from appliance.health import Health
 from appliance.observability.events import Event, EventBus
@@ -147,3 +149,83 @@ def test_the_status_has_missing_readings_as_none_and_findings_with_what_to_do() 
     assert document["findings"] == [
         {"code": "gpu-lost", "subject": "gpu.0", "severity": "error", "text": "GPU 0: it is gone", "fix": "reboot"}
     ]
+
+
+def test_memory_errors_are_told_when_they_grow_and_at_most_once_a_minute_of_each_kind() -> None:
+    box = Box()
+    gpus = (Gpu(0, "u", "A"),)
+    for second, corrected, uncorrected in ((0, 7, 0), (1, 9, 0), (2, 400, 1), (62, 500, 1), (63, 0, 0), (200, 3, 0)):
+        readings: dict[str, float | None] = {"gpu.0.ecc.corrected": corrected, "gpu.0.ecc.uncorrected": uncorrected}
+        box.monitor.take(second, readings, gpus=gpus)
+    told = [(e.data["kind"], e.data["more"], e.data["count"], e.data["severity"]) for e in box.events]
+    assert told == [
+        ("corrected", 2, 9, "info"),
+        ("uncorrected", 1, 1, "error"),
+        ("corrected", 491, 500, "info"),
+        ("corrected", 3, 3, "info"),
+    ], "what there was before the start is no news, and a counter that starts over is none either"
+
+
+def test_how_a_gpu_is_cut_is_told_at_first_sight_and_when_it_changes() -> None:
+    box = Box()
+    first, second = MigInstance(0, "MIG-1", 2 * GIB, 0), MigInstance(1, "MIG-2", 2 * GIB, 0)
+    cuts: list[tuple[bool | None, tuple[MigInstance, ...]]] = [
+        (True, (first,)),
+        (True, (first,)),
+        (None, ()),
+        (True, (first, second)),
+        (False, ()),
+    ]
+    for moment, (mode, mig) in enumerate(cuts):
+        box.monitor.take(moment, {}, gpus=(Gpu(0, "u", "A", mig=mig, mig_mode=mode),))
+    assert [(event.data["mode"], event.data["instances"]) for event in box.events] == [
+        (True, ["MIG-1"]),
+        (True, ["MIG-1", "MIG-2"]),
+        (False, []),
+    ]
+
+
+def test_the_governor_hears_which_devices_are_gone_and_what_to_do() -> None:
+    box = Box()
+    lost = Gpu(1, "v", "B", state=GpuState.LOST, reason="it fell off the bus", action="Reboot the box.")
+    box.monitor.take(0, {}, gpus=(Gpu(0, "u", "A"), lost, Gpu(2, "w", "C", state=GpuState.SILENT, reason="silent")))
+    assert box.judge.condemned == {"gpu:1": "it fell off the bus. Reboot the box."}
+    mismatch = Finding("driver-mismatch", Severity.CRITICAL, "driver", "they differ", "Reboot the box.")
+    box.monitor.take(1, {}, findings=(mismatch,))
+    assert box.judge.condemned == {"gpu:*": "they differ. Reboot the box."}
+    box.monitor.take(2, {}, gpus=(Gpu(0, "u", "A"), Gpu(1, "v", "B")))
+    assert box.judge.condemned == {}
+
+
+@pytest.mark.parametrize(("visible", "free"), [("", 3), ("MIG-2", 8), ("GPU-7,MIG-2,MIG-1", 8), ("MIG-9", 3)])
+def test_of_a_gpu_in_mig_mode_models_may_take_what_the_instance_has_that_cuda_gives_them(
+    monkeypatch: pytest.MonkeyPatch, visible: str, free: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    box = Box()
+    mig = (MigInstance(0, "MIG-1", 4 * GIB, 1 * GIB), MigInstance(1, "MIG-2", 8 * GIB, None))
+    gpus = (
+        Gpu(0, "u", "A", mig=mig, mig_mode=True),
+        Gpu(1, "v", "B", mig_mode=True),
+        Gpu(2, "w", "C", mig_mode=True, mig=(MigInstance(0, "MIG-1", None, None),)),
+    )
+    box.monitor.take(0, {"gpu.0.memory.free": 20 * GIB, "gpu.1.memory.free": 20 * GIB}, gpus=gpus)
+    assert box.health.gpu_capacity(0) == {"gpu:0": free * GIB, "gpu:1": 0}
+
+
+def test_processes_that_only_the_instances_list_are_found_and_none_counts_twice() -> None:
+    box = Box()
+    inside = (GpuProcess(11, GIB, 1, 0),)
+    mig = (MigInstance(0, "MIG-1", 4 * GIB, GIB, inside),)
+    for listed in ((), inside):
+        box.monitor.take(0, {}, gpus=(Gpu(0, "u", "A", processes=listed, mig=mig, mig_mode=True),))
+        assert box.health.measure([11])["gpu:0"] == GIB
+
+
+def test_the_status_says_why_a_number_that_people_look_for_is_missing() -> None:
+    box = Box()
+    readings: dict[str, float | None] = {"gpu.0.temperature": 61, "gpu.0.power": 50, "gpu.0.memory.used": 1}
+    box.monitor.take(0, {**readings, "gpu.0.utilization": None}, gpus=(Gpu(0, "u", "A"),))
+    (gpu,) = box.health.document()["gpus"]
+    assert list(gpu["missing"]) == ["utilization"]
+    assert gpu["missing"]["utilization"]

@@ -10,12 +10,14 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 
 import msgspec
 
 from appliance.building.orders import BuildError, Job, Line, Order, Progress, Result
 from appliance.building.scope import Scopes
+from appliance.host import systemd
 
 SCOPES = Scopes()
 """One answer for this process: what systemd allows does not change while it runs."""
@@ -27,15 +29,27 @@ LINE_BYTES = 64 << 20
 
 
 async def run(
-    order: Order, on_percent: Callable[[str, float], None], *, time_budget_s: float, memory_limit_mb: int = 0
+    order: Order,
+    on_percent: Callable[[str, float], None],
+    *,
+    time_budget_s: float,
+    memory_limit_mb: int = 0,
+    sandbox: bool = True,
 ) -> Result:
     """Do one job; its result. BuildError if it failed, was killed, or ran over its budget; cancelled with the task."""
-    process = await _spawn(memory_limit_mb)
+    # made and removed out here: a process that gives up writing elsewhere could not remove it
+    scratch = tempfile.TemporaryDirectory(prefix="appliance-build-", ignore_cleanup_errors=True)
+    with scratch:
+        return await _run(Job(order, memory_limit_mb, sandbox), on_percent, time_budget_s, scratch.name)
+
+
+async def _run(job: Job, on_percent: Callable[[str, float], None], time_budget_s: float, scratch: str) -> Result:
+    process = await _spawn(job.memory_limit_mb, scratch)
     assert process.stderr is not None
     errors = asyncio.create_task(_tail(process.stderr), name="build-stderr")
     try:
         async with asyncio.timeout(time_budget_s):
-            result = await _converse(process, Job(order, memory_limit_mb), on_percent)
+            result = await _converse(process, job, on_percent)
             await process.wait()
     except TimeoutError:
         raise BuildError(f"it took longer than its budget of {time_budget_s:g} s: see [build] time_budget_s") from None
@@ -50,7 +64,7 @@ async def run(
     return result
 
 
-async def _spawn(memory_limit_mb: int) -> asyncio.subprocess.Process:
+async def _spawn(memory_limit_mb: int, scratch: str) -> asyncio.subprocess.Process:
     """Start the process. Who is cancelled meanwhile waits for it and ends it: it may have been started already."""
     spawning = asyncio.create_task(
         asyncio.create_subprocess_exec(
@@ -63,7 +77,7 @@ async def _spawn(memory_limit_mb: int) -> asyncio.subprocess.Process:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
             limit=LINE_BYTES,
-            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+            env=systemd.for_children(os.environ) | {"ORT_DISABLE_TELEMETRY": "1", "TMPDIR": scratch},
         ),
         name="build-spawn",
     )

@@ -104,10 +104,11 @@ Order = BuildOrder | CheckOrder | ProbeOrder
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What the process is given: the order, and the limit on its memory in MiB (0: none)."""
+    """What the process is given: the order, the limit on its memory in MiB (0: none), and whether it gives up what it can."""
 
     order: Order
     memory_limit_mb: int = 0
+    sandbox: bool = True
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -12,6 +12,8 @@ import os
 import shutil
 from pathlib import Path
 
+from appliance.host import systemd
+
 log = logging.getLogger(__name__)
 
 BOOTED = Path("/run/systemd/system")
@@ -49,6 +51,7 @@ class Scopes:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
+            env=systemd.for_children(os.environ),
         )
         try:
             async with asyncio.timeout(TRIAL_S):

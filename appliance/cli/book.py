@@ -31,6 +31,7 @@ SECTIONS = {
     "ports": "port-in-use",
     "clock": "clock",
     "hardening": "hardening",
+    "sandbox": "hardening",
 }
 """By the name under which a check reports."""
 

@@ -52,6 +52,7 @@ DESCRIPTIONS: dict[str, str] = {
     "workers.backoff_max_s": "The longest such pause.",
     "workers.stall_limit_s": "After so long without an answer of a READY, required model, a supervised appliance restarts.",
     "workers.max_arena_bytes": "Shared memory of one worker; larger batches are halved until they fit.",
+    "workers.sandbox": "Workers and builds give up files that are not theirs, the network and other programs.",
     "engines.enabled": "Whether engines are built and used. Off: every model runs on ONNX Runtime as its file is.",
     "engines.path": "Where engines are kept. Empty: engines/ in $STATE_DIRECTORY, else .engines/ in the repository.",
     "engines.max_size_mb": "Beyond this the least recently used engines are removed; those in use stay.",

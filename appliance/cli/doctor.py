@@ -28,6 +28,7 @@ from appliance.cli.findings import Check, Finding, Grade, Patient
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, print_json
 from appliance.config import ConfigError, find, load
+from appliance.host.sandbox import Sandbox
 
 GOVERNOR_FIX = (
     "see to the cooling: fans, filters, the air around it; `appliance history gpu.0.temperature` shows since when"
@@ -147,7 +148,10 @@ def _running(patient: Patient) -> Iterator[Finding]:
     for model in patient.status["models"]:
         if model["detail"] == "FAILED":
             text = f"{model['name']} version {model['version']} does not serve: {model['reason']}"
-            yield Finding("models", "error", text, f"mend it, then: appliance models load {model['name']}")
+            fix = f"mend it, then: appliance models load {model['name']}"
+            if model["reason"].startswith("waits for memory"):
+                fix = "unload another model, or give the box more memory: it is loaded by itself when there is room"
+            yield Finding("models", "error", text, fix)
     governor = patient.status.get("governor") or {"level": "NOMINAL"}
     if governor["level"] != "NOMINAL":
         level, text = governor["level"], f"{governor['level']}: {governor['reason']}"
@@ -276,6 +280,8 @@ def _ask_driver(root: str) -> tuple[int, str, str]:
         output, complaint = asked.communicate(timeout=DRIVER_PROBE_S)
     except subprocess.TimeoutExpired:
         asked.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked.communicate(timeout=1.0)
         raise
     return asked.returncode, output, complaint
 
@@ -428,15 +434,15 @@ def _clock(_patient: Patient) -> Iterator[Finding]:
 
 def _hardening(patient: Patient) -> Iterator[Finding]:
     """What the kernel itself says of the running front: new privileges forbidden, system calls filtered."""
-    pid = patient.workers[0]["pid"] if patient.workers else None
-    if pid is None:
+    if not patient.workers:
         return
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        # a worker is the template's child, and that the front's
+        template = _process(patient.workers[0]["pid"])["PPid"]
+        values = _process(_process(template)["PPid"])
     except OSError:
         yield Finding("hardening", "note", "the appliance's processes cannot be looked at from here")
         return
-    values = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     missing = []
     if values.get("NoNewPrivs") != "1":
         missing.append("it may gain privileges")
@@ -448,6 +454,26 @@ def _hardening(patient: Patient) -> Iterator[Finding]:
         yield Finding("hardening", "warning", "; ".join(missing), "run it by its systemd unit rather than by hand")
     else:
         yield Finding("hardening", "good", "an ordinary user without new privileges, system calls filtered")
+
+
+def _process(pid: int | str) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _sandbox(patient: Patient) -> Iterator[Finding]:
+    """What workers and builds give up by themselves, as far as this kernel offers it."""
+    if not patient.config.workers.sandbox:
+        text = "switched off: workers and builds can do what the front can"
+        yield Finding("sandbox", "warning", text, "remove workers.sandbox from appliance.toml")
+        return
+    offered = Sandbox.of_this_kernel()
+    if offered.limits:
+        text = f"of workers and builds, {offered.description}: {'; '.join(offered.limits)}"
+        yield Finding("sandbox", "note", text, "a newer kernel offers more")
+    else:
+        text = f"workers and builds reach neither the network nor files that are not theirs ({offered.description})"
+        yield Finding("sandbox", "good", text)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -465,4 +491,5 @@ CHECKS: tuple[Check, ...] = (
     _ports,
     _clock,
     _hardening,
+    _sandbox,
 )

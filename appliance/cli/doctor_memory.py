@@ -72,8 +72,10 @@ def memory(patient: Patient) -> Iterator[Finding]:
 
 def wanted(patient: Patient) -> list[Want]:
     """Everything that the configuration loads, and what is loaded beyond it."""
-    found = {want.name: want for want in expected(patient.config)}
-    ledger = (patient.status or {}).get("memory") or {}
+    status = patient.status or {}
+    unified = {f"gpu:{gpu['index']}" for gpu in status.get("gpus") or () if gpu["integrated"]}
+    found = {want.name: _on_host(want, unified) for want in expected(patient.config)}
+    ledger = status.get("memory") or {}
     held: dict[str, dict[str, int]] = {}
     for device, account in ledger.items():
         for owner, nbytes in account["owners"].items():
@@ -84,6 +86,15 @@ def wanted(patient: Patient) -> list[Want]:
         instances = found[name].instances if name in found else 1
         found[name] = Want(name, bytes_by_device, instances, known=True)
     return list(found.values())
+
+
+def _on_host(want: Want, unified: set[str]) -> Want:
+    """What it takes of GPUs that share the host's memory is the host's."""
+    total: dict[str, int] = {}
+    for device, nbytes in want.bytes_by_device.items():
+        place = HOST if device in unified else device
+        total[place] = total.get(place, 0) + nbytes
+    return msgspec.structs.replace(want, bytes_by_device=total)
 
 
 def expected(config: Config) -> list[Want]:

@@ -296,6 +296,7 @@ def run_job(order: Order, config: Config, wanted: Target) -> Result:
                     on_percent,
                     time_budget_s=wanted.manifest.build.time_budget_s,
                     memory_limit_mb=config.engines.memory_limit_mb,
+                    sandbox=config.workers.sandbox,
                 )
             )
         except BuildError as error:

@@ -53,9 +53,10 @@ class Evict(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """It does not fit; the message says by how much, and what could be done."""
+    """It does not fit; the message says by how much, and what could be done. `hopeless`: not even with nothing else loaded."""
 
     message: str
+    hopeless: bool = False
 
 
 def estimate(
@@ -122,7 +123,12 @@ class MemoryBudget:
         if not missing:
             self._held[owner] = Held(owner, dict(need.bytes_by_device), evictable=evictable, required=required)
             return Reserved(owner)
-        return self._evictions(need) or Refused(self._refusal(need, missing))
+        hopeless = any(need.bytes_by_device[device] > self.capacity[device] for device in missing)
+        return self._evictions(need) or Refused(self._refusal(need, missing), hopeless)
+
+    def fits(self, need: Need) -> bool:
+        """Whether it could be booked now, with nobody unloaded for it."""
+        return not self._missing(need, ())
 
     def _missing(self, need: Need, without: Iterable[str]) -> dict[str, int]:
         """By how much it does not fit, by device, if those were gone."""

@@ -3,14 +3,17 @@
 The model has one input `data` and one output `data`; with `commands = "true"` in the manifest's parameters also an input
 `command`, BYTES of one element per row. Commands, executed row by row before the echo: `delay MS`, `fail`, `crash` (SIGSEGV),
 `exit`, `hang`, `fault` (the device is lost), `allocate BYTES` (kept until the worker ends), `grow N` (the row count of the output
-is multiplied: a data-dependent shape), and nothing for an empty string. Manifest parameters: `datatype` (FP32), `shape` of one
-row as numbers separated by commas (-1 for any), `delay_ms` per batch, `batched` ("true").
+is multiplied: a data-dependent shape), and nothing for an empty string. `write PATH`, `read PATH`, `connect PORT` and
+`run PROGRAM` are no worker's business: the request fails with what the kernel says to that. Manifest parameters: `datatype`
+(FP32), `shape` of one row as numbers separated by commas (-1 for any), `delay_ms` per batch, `batched` ("true").
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import time
 from collections.abc import Sequence
 
@@ -97,12 +100,34 @@ class LoopbackEngine:
             self._allocated.append(bytearray(int(argument)))
         elif word == "grow":
             self._growth = int(argument)
+        elif word in TRESPASSES:
+            _trespass(word, argument)
         else:
             raise EngineError(f"loopback does not know the command {word!r}")
 
     def close(self) -> None:
         """Give back what was allocated."""
         self._allocated.clear()
+
+
+TRESPASSES = frozenset({"write", "read", "connect", "run"})
+
+
+def _trespass(word: str, argument: str) -> None:
+    """Try what a worker is not there for. EngineError says what came of it, in the kernel's words."""
+    outcome = "was possible"
+    try:
+        if word == "write":
+            os.close(os.open(argument, os.O_WRONLY | os.O_CREAT, 0o600))
+        elif word == "read":
+            os.close(os.open(argument, os.O_RDONLY))
+        elif word == "connect":
+            socket.create_connection(("127.0.0.1", int(argument)), timeout=1).close()
+        else:
+            os.posix_spawn(argument, [argument], {})
+    except OSError as error:
+        outcome = f"ended with {errno.errorcode.get(error.errno or 0, str(error))}"
+    raise EngineError(f"loopback was told to {word}, which {outcome}")
 
 
 def _misbehave_at_load(how: str) -> None:

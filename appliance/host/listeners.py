@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import stat
+import string
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +24,8 @@ SOCKET_UMASK = 0o117
 
 STORED = "appliance-"
 """What the names of descriptors begin with that we gave to systemd ourselves."""
+
+NAME_LETTERS = frozenset(string.ascii_letters + string.digits + ".-_")
 
 _TCP = re.compile(r"tcp://(?:(?P<v4>[0-9.]+)|\[(?P<v6>[0-9A-Fa-f:.]+)\]|\*):(?P<port>[0-9]{1,5})")
 
@@ -154,9 +157,9 @@ def address_of(listener: socket.socket) -> Address:
 
 
 def stored_name(address: Address) -> str:
-    """A name for the descriptor store: no colon, at most 255 characters (sd_notify(3))."""
+    """A name for the descriptor store: ASCII, no colon, at most 255 characters (sd_notify(3))."""
     text = address if isinstance(address, str) else f"{address[0]}-{address[1]}"
-    return (STORED + "".join(letter if letter.isalnum() or letter in ".-_" else "_" for letter in text))[:255]
+    return (STORED + "".join(letter if letter in NAME_LETTERS else "_" for letter in text))[:255]
 
 
 def _listen_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:

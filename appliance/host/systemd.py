@@ -11,9 +11,12 @@ import os
 import select
 import socket
 import time
+from collections.abc import Mapping
 
 LONGEST_STATUS = 200
 """Characters of a status line: it is one line of `systemctl status`."""
+
+OURS_ALONE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 BARRIER_S = 1.0
 """How long a barrier is waited for: systemd answers within a millisecond, if it lives."""
@@ -45,6 +48,11 @@ def _line(text: str) -> str:
 def supervised() -> bool:
     """Whether a service manager listens to us."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def for_children(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the way to the service manager: nobody but us speaks in our name, or tries to."""
+    return {name: value for name, value in environment.items() if name not in OURS_ALONE}
 
 
 def ready(status_line: str) -> None:

@@ -65,7 +65,10 @@ def device_index(manifest: ModelManifest) -> int:
 class ModelCompiler:
     """Implements `compiler.Compiler`. Errors are UNAVAILABLE with the reason."""
 
-    def __init__(self, path: Path, config: EnginesConfig, governor: Governor | None = None) -> None:
+    def __init__(
+        self, path: Path, config: EnginesConfig, governor: Governor | None = None, *, sandbox: bool = True
+    ) -> None:
+        self._sandbox = sandbox
         self._governor = governor
         self._path = path
         self._config = config
@@ -101,6 +104,7 @@ class ModelCompiler:
                 lambda phase, percent: on_progress(BuildProgress(phase, percent)),
                 time_budget_s=budget_s,
                 memory_limit_mb=self._config.memory_limit_mb,
+                sandbox=self._sandbox,
             )
         except BuildError as error:
             raise unavailable(str(error)) from error

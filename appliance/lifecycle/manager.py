@@ -7,7 +7,9 @@ out and publishes. The data plane only asks `resolve`. Engines that are built be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
@@ -49,7 +51,7 @@ class Manager:
         self._governor = governor
         self._memory = memory
         if memory is not None:
-            memory.attach(self._usage, self._evict)
+            memory.attach(self._usage, self._evict, self._memory_freed)
         self._repository = repository
         self._compiler = compiler
         self._supervisor = supervisor
@@ -64,6 +66,9 @@ class Manager:
             compiler, events, generation=self._generation, reconcile=self._reconcile, loads=self._loads
         )
         self._required: frozenset[ModelName] = frozenset()
+        self._closed = False
+        self._waiting: asyncio.Task[None] | None = None
+        self._room = asyncio.Event()
 
     @property
     def models(self) -> dict[ModelName, Model]:
@@ -135,6 +140,8 @@ class Manager:
     def _changed(self, model: Model) -> None:
         """A generation changed its state."""
         model.refresh()
+        if any(generation.waits_for_memory for generation in model.generations.values()):
+            self._memory_freed()
         if model.gave_out and not model.lock.locked():
             self._own(self._recover(model), f"recover-{model.name}")
 
@@ -216,7 +223,10 @@ class Manager:
             if key in model.aspired and generation.state is ModelState.FAILED
         ]
         if failed:
-            raise ApplianceError(ErrorCode.INVALID_ARGUMENT, f"failed to load '{name}': {failed[0].reason}")
+            message = f"failed to load '{name}': {failed[0].reason}"
+            if failed[0].waits_for_memory:
+                raise unavailable(f"{message}; it is loaded as soon as there is room", retry_after_s=10.0)
+            raise ApplianceError(ErrorCode.INVALID_ARGUMENT, message)
 
     def _usage(self) -> Iterator[tuple[str, float, bool]]:
         """For the ledger: who was used when. Statistics tell in wall-clock time, whose order is all that counts."""
@@ -235,6 +245,38 @@ class Manager:
                     await generation.stop(self._drain_timeout_s, f"evicted for {wanted_by}")
                     model.refresh()
                     return
+
+    def _memory_freed(self) -> None:
+        """Somebody gave memory back, or waits for some: see whether a version that waits fits now."""
+        self._room.set()
+        if self._closed or (self._waiting is not None and not self._waiting.done()):
+            return
+        if any(generation.waits_for_memory for generation in self.generations()):
+            self._waiting = asyncio.create_task(self._load_what_waits(), name="waiting-for-memory")
+            self._waiting.add_done_callback(self._finished)
+
+    async def _load_what_waits(self) -> None:
+        """Try versions that fit now again, one at a time, until none does. Each waits longer from try to try."""
+        while True:
+            self._room.clear()
+            now = time.monotonic()
+            pauses = [
+                (pause_s, model, generation)
+                for model in self._models.values()
+                for key, generation in model.generations.items()
+                if key in model.aspired and (pause_s := generation.memory_pause_s(now)) is not None
+            ]
+            if not pauses:
+                return
+            pause_s, model, generation = min(pauses, key=lambda entry: entry[0])
+            if pause_s > 0:
+                # another one may fit sooner
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._room.wait()
+                continue
+            generation.again()
+            await self._reconcile(model)
 
     async def unload(self, name: ModelName) -> None:
         """Drain and unload every version; returns when they are gone. NOT_FOUND for a name never seen."""
@@ -361,7 +403,9 @@ class Manager:
 
     async def close(self, drain_timeout_s: float) -> None:
         """Stop loading, drain every version at once, unload all."""
-        tasks = [*self._tasks, *self._builds.tasks]
+        self._closed = True
+        waiting = [] if self._waiting is None else [self._waiting]
+        tasks = [*self._tasks, *self._builds.tasks, *waiting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from appliance.building.durable import write_durably
-from appliance.core.errors import unavailable
+from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.memory_budget import HOST, MIB, Evict, MemoryBudget, Need, Refused, Reserved, estimate, size
 from appliance.host.cgroup import memory_limits
 from appliance.observability.events import EventBus
@@ -60,6 +60,16 @@ def read_peaks(file: Path) -> Peaks:
         return {}
 
 
+class MemoryShortError(ApplianceError):
+    """It does not fit now. `numbers`: what it needs, what is free, and what to do; `hopeless`: it never will."""
+
+    def __init__(self, refused: Refused) -> None:
+        message = f"it does not fit into memory: it {refused.message}"
+        super().__init__(ErrorCode.UNAVAILABLE, message, retry_after_s=10.0)
+        self.numbers = refused.message
+        self.hopeless = refused.hopeless
+
+
 class ModelMemory:
     """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so.
 
@@ -83,11 +93,19 @@ class ModelMemory:
         self._peaks = self._read()
         self._usage: Callable[[], Iterable[Usage]] = tuple
         self._evict: Callable[[str, str], Awaitable[None]] = _nobody_unloads
+        self._freed: Callable[[], None] = lambda: None
+        self._evicting = 0
 
-    def attach(self, usage: Callable[[], Iterable[Usage]], evict: Callable[[str, str], Awaitable[None]]) -> None:
-        """Who says which owners are in use, and who unloads one (its owner, and for whom)."""
+    def attach(
+        self,
+        usage: Callable[[], Iterable[Usage]],
+        evict: Callable[[str, str], Awaitable[None]],
+        freed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Who says which owners are in use, who unloads one (its owner, and for whom), and who hears that memory came back."""
         self._usage = usage
         self._evict = evict
+        self._freed = freed
 
     def _read(self) -> Peaks:
         try:
@@ -105,30 +123,59 @@ class ModelMemory:
         file_bytes: int,
         instances: int,
         evictable: bool,
+        evict: bool = True,
     ) -> None:
-        """Book what it needs, evicting others for it. UNAVAILABLE with the numbers if it does not fit."""
-        place = HOST if device in self._integrated else device
-        need: Need = estimate(device=place, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
+        """Book what it needs, evicting others for it unless `evict` is off. MemoryShortError if it does not fit."""
+        need = self.need(key, device=device, file_bytes=file_bytes, instances=instances)
         while True:
             for other, last_used_s, in_use in self._usage():
                 self.budget.used(other, last_used_s, in_use=in_use)
             match self.budget.reserve(owner, need, evictable=evictable):
                 case Reserved():
                     return
-                case Refused(message):
-                    self._events.publish("memory.refused", owner=owner, reason=message)
-                    raise unavailable(f"it does not fit into memory: it {message}", retry_after_s=10.0)
+                case Refused() as refused:
+                    self._events.publish("memory.refused", owner=owner, reason=refused.message)
+                    raise MemoryShortError(refused)
+                case Evict(owners) if evict:
+                    await self._make_room(owners, owner)
                 case Evict(owners):
-                    for other in owners:
-                        log.info("memory.evicted", extra={"fields": {"owner": other, "for": owner}})
-                        self._events.publish("memory.evicted", owner=other, wanted_by=owner)
-                        await self._evict(other, owner)
-                        self.budget.release(other)
+                    raise MemoryShortError(Refused(f"would need {', '.join(owners)} to be unloaded"))
+
+    async def _make_room(self, owners: Iterable[str], wanted_by: str) -> None:
+        """Unload these. What they give back is for whom they go, so nobody else hears of it before."""
+        self._evicting += 1
+        try:
+            for owner in owners:
+                log.info("memory.evicted", extra={"fields": {"owner": owner, "for": wanted_by}})
+                self._events.publish("memory.evicted", owner=owner, wanted_by=wanted_by)
+                await self._evict(owner, wanted_by)
+                self.budget.release(owner)
+        finally:
+            self._evicting -= 1
+        self._tell_freed()
+
+    def need(self, key: str, *, device: str, file_bytes: int, instances: int) -> Need:
+        """What a version will need: by its kept peak, else by its file."""
+        place = HOST if device in self._integrated else device
+        return estimate(device=place, file_bytes=file_bytes, instances=instances, measured=self._peaks.get(key))
+
+    def release(self, owner: str) -> None:
+        """Give everything back, and say so. A second time changes nothing."""
+        if any(held.owner == owner for held in self.budget.held):
+            self.budget.release(owner)
+            self._tell_freed()
+
+    def _tell_freed(self) -> None:
+        if not self._evicting:
+            self._freed()
 
     def measured(self, owner: str, key: str, pids: Iterable[int]) -> dict[str, int]:
         """After the warm-up: the facts in place of the estimate, kept for the next load. Serving matters more than an OSError."""
         found = self._measure(pids)
+        before_bytes = {device: self.budget.booked(device) for device in self.budget.capacity}
         self.budget.correct(owner, found)
+        if any(self.budget.booked(device) < nbytes for device, nbytes in before_bytes.items()):
+            self._tell_freed()
         before = self._peaks.pop(key, {})
         self._peaks[key] = {device: max(nbytes, before.get(device, 0)) for device, nbytes in found.items()}
         while len(self._peaks) > MOST_PEAKS:

@@ -21,19 +21,23 @@ from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavaila
 from appliance.core.manifest import ModelManifest
 from appliance.core.memory_budget import HOST
 from appliance.core.request import ModelName, Version
-from appliance.core.retry import RestartBudget
+from appliance.core.retry import RestartBudget, backoff
 from appliance.core.states import ModelState, model_transition
 from appliance.engines.base import EngineOptions, EngineTraits
 from appliance.lifecycle.compiler import Artifact, BuildProgress, Compiler, RejectedError
-from appliance.lifecycle.memory import ModelMemory
+from appliance.lifecycle.memory import MemoryShortError, ModelMemory
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.observability.events import EventBus
 from appliance.scheduling.governor import Governor
 from appliance.scheduling.scheduler import Scheduler, paying_sizes
-from appliance.workers.link import SLOTS, Instance, LoadRefusedError
+from appliance.workers.link import SLOTS, Instance, LoadRefusedError, NoRoomError
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+MEMORY_PAUSE_S = 1.0
+MOST_MEMORY_PAUSE_S = 60.0
+"""Between two tries of a version that waits for memory: doubled each time, from the first to the second."""
 
 
 class ModelVersion:
@@ -85,8 +89,11 @@ class ModelVersion:
         self._paying: tuple[int, ...] = ()
         self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._opening: asyncio.Task[Instance] | None = None
+        self._opening: set[asyncio.Task[Instance]] = set()
         self._unwanted = False
+        self.waits_for_memory = False
+        self._memory_tries = 0
+        self._memory_retry_s = 0.0
         self.engine_refused = False
         self.rejected = False
 
@@ -111,19 +118,51 @@ class ModelVersion:
         """Book memory before anything is started. UNAVAILABLE with the numbers if it does not fit."""
         if self._memory is None:
             return
-        file = self.artifact.model_file if self.artifact is not None else self._folder.model_file
+        # nobody asked for it at this moment: a retry takes what is free and unloads nothing
+        evict = not self._memory_tries
+        key, device, file_bytes = self._size()
         await self._memory.reserve(
             self.owner,
-            f"{self.owner}/{self.manifest.device}",
-            device=self.device,
-            file_bytes=_file_bytes(file),
+            key,
+            device=device,
+            file_bytes=file_bytes,
             instances=self.manifest.worker.instances,
             evictable=self._evictable,
+            evict=evict,
         )
+
+    def _size(self) -> tuple[str, str, int]:
+        """For the ledger: under which name its peak is kept, where its weights will be, and its file's bytes."""
+        file = self.artifact.model_file if self.artifact is not None else self._folder.model_file
+        return f"{self.owner}/{self.manifest.device}", self.device, _file_bytes(file)
 
     def _release(self) -> None:
         if self._memory is not None:
-            self._memory.budget.release(self.owner)
+            self._memory.release(self.owner)
+
+    def _wait_for_memory(self, reason: str) -> None:
+        """FAILED, but only until there is room: `manager` tries again then."""
+        self.waits_for_memory = True
+        pause_s = backoff(self._memory_tries, MEMORY_PAUSE_S, MOST_MEMORY_PAUSE_S)
+        self._memory_tries += 1
+        self._memory_retry_s = time.monotonic() + pause_s
+        self._to(ModelState.FAILED, f"waits for memory: {reason}")
+
+    def memory_pause_s(self, now: float) -> float | None:
+        """How long to wait before it is worth another try; None while it does not fit."""
+        if self._memory is None or not self.waits_for_memory:
+            return None
+        key, device, file_bytes = self._size()
+        need = self._memory.need(key, device=device, file_bytes=file_bytes, instances=self.manifest.worker.instances)
+        return max(0.0, self._memory_retry_s - now) if self._memory.budget.fits(need) else None
+
+    def again(self) -> None:
+        """From waiting for memory to NEW: it is tried again."""
+        fields = {"model": self.name, "version": self.version, "tries": self._memory_tries}
+        log.info("memory.retried", extra={"fields": fields})
+        self._events.publish("memory.retried", **fields)
+        self.waits_for_memory = False
+        self._to(ModelState.NEW)
 
     @property
     def wanted(self) -> str:
@@ -141,7 +180,8 @@ class ModelVersion:
 
         `engine_refused`: the file does not load here any more, so it is to be made anew.
         """
-        return self.state is ModelState.FAILED and self.artifact is not None and not self._unwanted
+        failed = self.state is ModelState.FAILED and not self.waits_for_memory
+        return failed and self.artifact is not None and not self._unwanted
 
     @property
     def answering(self) -> bool:
@@ -196,6 +236,12 @@ class ModelVersion:
             self._to(ModelState.APPROVED)
         try:
             await self._reserve()
+        except MemoryShortError as error:
+            if error.hopeless:
+                self._to(ModelState.FAILED, error.message)
+            else:
+                self._wait_for_memory(error.numbers)
+            return
         except ApplianceError as error:
             self._to(ModelState.FAILED, error.message)
             return
@@ -254,6 +300,11 @@ class ModelVersion:
     def _abandon(self, opened: list[Instance], error: ApplianceError) -> None:
         for instance in opened:
             self._supervisor.close_instance(instance)
+        if isinstance(error, NoRoomError) and self.artifact is None and self._memory is not None:
+            # the ledger had it fit, so its own giving back is no reason to try again at once
+            self._memory.budget.release(self.owner)
+            self._wait_for_memory(error.message)
+            return
         self._release()
         self._to(ModelState.FAILED, error.message)
 
@@ -269,25 +320,34 @@ class ModelVersion:
             parameters=self.manifest.parameters,
             fallback=self.manifest.fallback,
         )
-        opening = self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker)
-        self._opening = asyncio.create_task(opening, name=f"open-{self.name}")
+        opening = asyncio.create_task(
+            self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker),
+            name=f"open-{self.name}",
+        )
+        # a replacement and a recycling may open at the same time
+        self._opening.add(opening)
         try:
-            instance = await self._opening
+            instance = await opening
         except asyncio.CancelledError:
-            if not self._unwanted:
+            task = asyncio.current_task()
+            if not self._unwanted or (task is not None and task.cancelling()):
                 raise
             raise unavailable("it was unloaded while it was loaded") from None
         finally:
-            self._opening = None
+            self._opening.discard(opening)
         instance.number = number
         return instance
 
     def give_up(self) -> None:
         """End a load that is under way: its worker is ended, and `start` comes back with FAILED. Nothing happens otherwise."""
         if self.state in (ModelState.APPROVED, ModelState.LOADING):
-            self._unwanted = True
-            if self._opening is not None:
-                self._opening.cancel()
+            self._end_opening()
+
+    def _end_opening(self) -> None:
+        """Whatever is being opened is not wanted any more: its worker is ended, and who waits for it hears UNAVAILABLE."""
+        self._unwanted = True
+        for opening in tuple(self._opening):
+            opening.cancel()
 
     def _instance_lost(self, instance: Instance, reason: str) -> None:
         """A worker is gone: replace it after a pause, or quarantine the version when that happens too often."""
@@ -389,6 +449,8 @@ class ModelVersion:
             self._to(ModelState.UNLOADING)
         for task in list(self._tasks):
             task.cancel()
+        self._end_opening()
+        self.waits_for_memory = False
         if self.scheduler is not None:
             self.scheduler.fail_all(unavailable(f"model {self.name!r} was unloaded"))
             self.scheduler.close()

@@ -36,6 +36,8 @@ MESSAGE_IDS = {
     "model.failed": "9f1d2c6b4a3e4f0c8a53d8a1b6c7e00a",
     "engine.gave_out": "9f1d2c6b4a3e4f0c8a53d8a1b6c7e00b",
     "model.drain_timeout": "9f1d2c6b4a3e4f0c8a53d8a1b6c7e00c",
+    "request.refused": "9f1d2c6b4a3e4f0c8a53d8a1b6c7e00d",
+    "request.failed": "9f1d2c6b4a3e4f0c8a53d8a1b6c7e00e",
 }
 """Events that systemd/appliance.catalog explains. An id never changes its meaning."""
 

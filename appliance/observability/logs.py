@@ -114,3 +114,7 @@ class RateLimit:
             self._suppressed.clear()
         self._last[key] = now
         return self._suppressed.pop(key, 0)
+
+    def kept_back(self, key: str) -> int:
+        """How many lines of this key were kept back since the last one; they are not told again."""
+        return self._suppressed.pop(key, 0)

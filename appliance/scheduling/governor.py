@@ -125,7 +125,8 @@ class Governor:
         level = self.gates.level
         fields = {"level": level.name, "before": before.name, "reason": self.gates.reason or calm}
         log.log(logging.WARNING if level > before else logging.INFO, "governor.level", extra={"fields": fields})
-        self._events.publish("governor.level", **fields, max_priority=self.gates.max_priority)
+        severity = "info" if level <= before else "warning" if level is Level.WARM else "error"
+        self._events.publish("governor.level", **fields, max_priority=self.gates.max_priority, severity=severity)
 
     def condemn(self, devices: Mapping[str, str]) -> None:
         """From now on these devices ("gpu:0"; "gpu:*": every GPU), and no others, are of no use, and why."""

@@ -25,6 +25,7 @@ from appliance.core.memory_budget import HOST
 from appliance.core.request import InferenceRequest, InferenceResponse, Timing
 from appliance.core.tensor import Tensor
 from appliance.core.thermal import OPEN
+from appliance.observability.requests import RequestLog
 from appliance.scheduling.governor import Governor
 from appliance.workers.link import SLOTS, Instance, WorkerLink
 from appliance.workers.messages import Done
@@ -98,6 +99,7 @@ class Scheduler:
         self.instances: dict[int, Instance] = {}
         self._manifest = manifest
         self._labels = labels
+        self._log = RequestLog("request.failed")
         self._on_instance_lost = on_instance_lost
         self._on_idle = on_idle
         self._admission = Admission(layout)
@@ -291,6 +293,7 @@ class Scheduler:
 
     def _fail(self, job: Job, error: ApplianceError) -> None:
         self.statistics.fail.add(int((time.monotonic() - job.received) * 1e9))
+        self._log.add(error, model=job.request.model, request_id=job.request.id)
         self._answers.append((job, error))
 
     def _deliver(self) -> None:

@@ -67,7 +67,7 @@ class Monitor:
             )
         self._samplers = tuple(samplers)
         self._lanes = [Lane(sampler, self._answered) for sampler in samplers]
-        self._waits: list[tuple[list[Lane], asyncio.Future[None]]] = []
+        self._waits: list[_Wait] = []
         self._still = Part({})
         self._still_parts: list[Part] = []
         self._events = NvmlEvents(self._event) if gpu_events else None
@@ -75,7 +75,9 @@ class Monitor:
         self._event_listeners: list[EventListener] = []
         self._xids: dict[tuple[int, int], Finding] = {}
         self._number = 0
-        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_s = 0.0
+        self._closed = False
 
     def start(self) -> None:
         """Start the threads and the sampling."""
@@ -83,15 +85,17 @@ class Monitor:
             lane.start()
         if self._events is not None:
             self._events.start()
-        self._task = asyncio.create_task(self._run(), name="sensors-monitor")
+        self._next_s = self._clock()
+        self._timer = asyncio.get_running_loop().call_later(0, self._tick)
 
     async def close(self, timeout_s: float = 2.0) -> int:
         """End everything. The number of threads that hang and were left behind."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for wait in self._waits:
+            wait.late.cancel()
+        self._waits.clear()
         endings = [lane.close(timeout_s) for lane in self._lanes]
         if self._events is not None:
             endings.append(self._events.close(timeout_s))
@@ -114,10 +118,26 @@ class Monitor:
             if isinstance(sampler, NvmlSampler):
                 sampler.reopen()
 
+    async def first(self, patience_s: float) -> Snapshot:
+        """A snapshot with the first answer of NVIDIA's driver, if that comes in time: one that nobody used yet is loaded by the
+        first who asks, which takes seconds.
+        """
+        for lane in self._lanes:
+            if lane.name == NvmlSampler.name and lane.ask(self._clock()):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(lane.answered.wait(), patience_s)
+        return await self.sample()
+
     async def sample(self) -> Snapshot:
         """One snapshot now; what the task does at each interval. Does not wait for what is being sampled already."""
         started = self._clock()
-        await self._ask(started)
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ask(started, lambda: None if answered.done() else answered.set_result(None))
+        await answered
+        return self._snapshot(started)
+
+    def _snapshot(self, started: float) -> Snapshot:
+        """What the lanes have now."""
         now = self._clock()
         parts = [self._part(lane, now) for lane in self._lanes]
         self._number += 1
@@ -135,31 +155,30 @@ class Monitor:
         )
         return self.latest
 
-    async def _ask(self, now_s: float) -> None:
-        """Ask the lanes whose time it is, and wait for the last of them: at most half an interval."""
+    def _ask(self, now_s: float, done: Callable[[], None]) -> None:
+        """Ask the lanes whose time it is; `done` is called when the last of them has answered, or after half an interval."""
         for sampler, lane in zip(self._samplers, self._lanes, strict=True):
             if isinstance(sampler, HostSampler) and lane.ready(now_s):
                 sampler.wanted = self._processes()
         # a lane that was late before is not waited for again
         asked = [lane for lane in self._lanes if lane.ask(now_s)]
         if not asked:
+            done()
             return
-        # one future and one timer: ten times a second a task that is woken by each lane costs more than what it reads
-        loop = asyncio.get_running_loop()
-        wait = asked, loop.create_future()
+        wait = _Wait(asked, done)
+        wait.late = asyncio.get_running_loop().call_later(min(self._deadline_s, self._interval_s / 2), self._over, wait)
         self._waits.append(wait)
-        late = loop.call_later(min(self._deadline_s, self._interval_s / 2), _done, wait[1])
-        try:
-            await wait[1]
-        finally:
-            late.cancel()
-            self._waits.remove(wait)
+
+    def _over(self, wait: _Wait) -> None:
+        wait.late.cancel()
+        self._waits.remove(wait)
+        wait.done()
 
     def _answered(self) -> None:
         """A lane has answered; the last one that was asked ends the waiting."""
-        for asked, waiter in self._waits:
-            if all(lane.answered.is_set() for lane in asked):
-                _done(waiter)
+        for wait in tuple(self._waits):
+            if all(lane.answered.is_set() for lane in wait.asked):
+                self._over(wait)
 
     def _merged(self, parts: list[Part]) -> tuple[dict[str, Reading], tuple[Gpu, ...]]:
         """`merge`; what the slow lanes gave together is kept until one of them gives something else."""
@@ -170,18 +189,24 @@ class Monitor:
             self._still, self._still_parts = Part(*merge(rest)), rest
         return merge((parts[0], self._still))
 
-    async def _run(self) -> None:
-        next_s = self._clock()
-        while True:
-            snapshot = await self.sample()
+    def _tick(self) -> None:
+        """Callbacks rather than a task: ten times a second, waking one costs more than what is read."""
+        self._ask(started := self._clock(), lambda: self._deliver(started))
+
+    def _deliver(self, started: float) -> None:
+        try:
+            snapshot = self._snapshot(started)
             for listener in tuple(self._listeners):
                 try:
                     listener(snapshot)
                 except Exception:
                     log.exception("sensors.listener_failed")
+        finally:
             # a sample that took too long is left out, not made up for
-            next_s = max(next_s + self._interval_s, self._clock())
-            await asyncio.sleep(next_s - self._clock())
+            now = self._clock()
+            self._next_s = max(self._next_s + self._interval_s, now)
+            if not self._closed:
+                self._timer = asyncio.get_running_loop().call_later(self._next_s - now, self._tick)
 
     def _overdue_s(self, lane: Lane, now_s: float) -> float:
         silent_s = lane.silent_s(now_s)
@@ -197,7 +222,8 @@ class Monitor:
         readings = {name: _silent(name, reading, reason, now_s) for name, reading in part.readings.items()}
         gpus = tuple(_silent_gpu(gpu, reason) for gpu in part.gpus)
         severity = Severity.CRITICAL if lane.name == "nvml" else Severity.WARNING
-        finding = Finding("sensor-silent", severity, lane.name, reason, SILENT_ACTION)
+        message = reason.replace(who, "it", 1) if lane.name == "nvml" else reason
+        finding = Finding("sensor-silent", severity, lane.name, message, SILENT_ACTION)
         return Part(readings, gpus, (*part.findings, finding))
 
     def _event(self, event: DriverEvent) -> None:
@@ -249,9 +275,14 @@ def merge(parts: Sequence[Part]) -> tuple[dict[str, Reading], tuple[Gpu, ...]]:
     return readings, tuple(gpus.values())
 
 
-def _done(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+class _Wait:
+    """Lanes that were asked together, and what to do when the last one has answered, or is late."""
+
+    late: asyncio.TimerHandle
+
+    def __init__(self, asked: list[Lane], done: Callable[[], None]) -> None:
+        self.asked = asked
+        self.done = done
 
 
 def _silent(name: str, reading: Reading, reason: str, now_s: float) -> Reading:

@@ -94,7 +94,8 @@ class NvmlSampler:
             self._note("driver-drift", None if "driver-mismatch" in self._findings else self._drift.look())
         readings: dict[str, Reading] = {}
         for card in self._cards:
-            if card.index in lost and card.state is not GpuState.LOST:
+            # the driver's own word for it comes later than the first call that fails, and says more
+            if card.index in lost and (card.state, card.reason) != (GpuState.LOST, lost[card.index]):
                 self._lose(card, lost[card.index], now_s)
             if self._calls is not None and card.state not in (GpuState.LOST, GpuState.ABSENT):
                 self._read(self._calls, card, now_s, second=second, slow=slow)

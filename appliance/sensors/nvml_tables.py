@@ -110,11 +110,12 @@ def findings(gpus: tuple[Gpu, ...], readings: dict[str, Reading]) -> list[Findin
     found = []
     for gpu in gpus:
         subject = f"gpu.{gpu.index}"
+        asked = readings.get(q.GPU_RECOVERY_ACTION.name(gpu.index))
+        words = RECOVERY.get(int(asked.value)) if asked is not None and asked.value else None
         if gpu.state is not GpuState.OK:
             code = "gpu-" + gpu.state.lower().replace("_", "-")
-            found.append(Finding(code, Severity.CRITICAL, subject, gpu.reason, gpu.action))
-        asked = readings.get(q.GPU_RECOVERY_ACTION.name(gpu.index))
-        if asked is not None and asked.value and (words := RECOVERY.get(int(asked.value))):
+            found.append(Finding(code, Severity.CRITICAL, subject, gpu.reason, words[1] if words else gpu.action))
+        elif words is not None:
             found.append(Finding("gpu-recovery", Severity.CRITICAL, subject, f"it {words[0]}", words[1]))
         found += _memory_errors(subject, gpu.index, readings)
         if gpu.mig_mode and not gpu.mig and gpu.state is GpuState.OK:

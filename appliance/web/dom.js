@@ -26,6 +26,9 @@ export function replace(parent, ...children) {
   parent.replaceChildren(...children.flat(Infinity).filter(Boolean));
 }
 
+// A sentence with `commands` in it.
+export function prose(text) { return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part)); }
+
 // A table: columns are {title, text: left-aligned?}, rows are arrays of cells (text or elements), or {cells, onclick, key}.
 export function table(columns, rows, empty) {
   if (!rows.length) return h("p", { class: "empty" }, empty);

@@ -6,26 +6,29 @@ export const SEVERITY = { good: 0, notice: 1, bad: 2 };
 
 export function health(snapshot) {
   const found = [];
-  const say = (severity, text) => found.push({ severity, text });
+  const say = (severity, text, fix = "") => found.push({ severity, text, fix });
   if (snapshot.status.draining) say("notice", t("health.draining"));
   for (const model of snapshot.models) {
     if (model.detail === "FAILED") say("bad", t("health.failed", { model: model.name, version: model.version, reason: model.reason }));
     else if (model.state === "LOADING") say("notice", t("health.loading", { model: model.name, detail: model.detail, reason: model.reason }));
   }
-  if (!snapshot.status.ready && !snapshot.status.draining && !found.length) say("bad", t("health.not_ready"));
   const governor = snapshot.governor;
   if (governor && governor.level !== "NOMINAL") say(governor.level === "WARM" ? "notice" : "bad", t("health.governor", { level: t(`level.${governor.level}`), reason: governor.reason }));
-  for (const finding of snapshot.findings ?? []) say(finding.severity === "error" ? "bad" : "notice", finding.text);
+  for (const finding of snapshot.findings ?? []) say(finding.severity === "error" ? "bad" : "notice", finding.text, finding.fix);
+  // a model that does not answer has a reason above, as a rule
+  if (!snapshot.status.ready && !snapshot.status.draining && !found.some((item) => item.severity === "bad")) say("bad", t("health.not_ready"));
   const severity = found.some((item) => item.severity === "bad") ? "bad" : found.length ? "notice" : "good";
   return { severity, found: found.sort((a, b) => SEVERITY[b.severity] - SEVERITY[a.severity]), sentence: sentence(snapshot, severity, found) };
 }
 
 function sentence(snapshot, severity, found) {
-  const answering = new Set(snapshot.models.filter((model) => model.state === "READY").map((model) => model.name)).size;
+  const answering = new Set(snapshot.models.filter((model) => answers(model)).map((model) => model.name)).size;
   const parts = [t("health.models", { n: answering }), t("health.rate", { rate: number(snapshot.status.requests_per_s) })];
   const hottest = Math.max(...Object.entries(snapshot.readings ?? {}).filter(([name, value]) => /^gpu\.\d+\.temperature$/.test(name) && value !== null).map(([, value]) => value));
   if (Number.isFinite(hottest)) parts.push(t("health.gpu", { temperature: number(hottest, 0) }));
   const facts = parts.join(t("list.comma"));
   if (severity === "good") return t("health.good", { facts });
-  return t(severity === "bad" ? "health.bad" : "health.notice", { n: found.length, facts });
+  return t(severity === "bad" ? "health.bad" : "health.notice", { n: found.filter((item) => item.severity === severity).length, facts });
 }
+
+export const answers = (model) => model.state === "READY" && model.answering !== false;

@@ -145,6 +145,13 @@ class LoadRefusedError(ApplianceError):
     """The engine itself would not load the file: not a lost worker, not a timeout, not want of memory or of a library."""
 
 
+class NoRoomError(ApplianceError):
+    """The engine found no memory for it when it loaded. Nothing is said against the file."""
+
+
+REFUSALS: dict[str, type[ApplianceError]] = {"file": LoadRefusedError, "memory": NoRoomError}
+
+
 class WorkerLink:
     """One worker process as the front sees it. `faulted`: the handle whose work showed that the device is lost, if it was so."""
 
@@ -202,7 +209,7 @@ class WorkerLink:
             self.loading = False
             self._answers.pop(handle, None)
         if isinstance(reply, Refused):
-            kind = LoadRefusedError if reply.kind == "file" else ApplianceError
+            kind = REFUSALS.get(reply.kind, ApplianceError)
             raise kind(ErrorCode.UNAVAILABLE, reply.message)
         return reply
 

@@ -21,6 +21,7 @@ from appliance.core.assembly import plan_slot
 from appliance.core.errors import ApplianceError, ErrorCode
 from appliance.core.manifest import WorkerManifest
 from appliance.engines.base import EngineOptions
+from appliance.host import systemd
 from appliance.workers import arena
 from appliance.workers.link import SLOTS, Instance, WorkerLink
 from appliance.workers.messages import (
@@ -50,7 +51,10 @@ QUIET_LIBRARIES = {
 class Supervisor:
     """The processes. `start` before the first instance, `close` at the end; `close` works after half a start."""
 
-    def __init__(self, *, max_arena_bytes: int, on_worker_lost: Callable[[WorkerLink, str], None]) -> None:
+    def __init__(
+        self, *, max_arena_bytes: int, on_worker_lost: Callable[[WorkerLink, str], None], sandbox: bool = True
+    ) -> None:
+        self._sandbox = sandbox
         self._max_arena_bytes = max_arena_bytes
         self._on_worker_lost = on_worker_lost
         self._template: subprocess.Popen[bytes] | None = None
@@ -67,10 +71,17 @@ class Supervisor:
         ours, theirs = _socketpair()
         try:
             self._template = subprocess.Popen(  # noqa: S603  our own interpreter and module
-                [sys.executable, "-m", "appliance.workers.template", str(theirs.fileno()), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-m",
+                    "appliance.workers.template",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    *["sandbox"] * self._sandbox,
+                ],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **QUIET_LIBRARIES, "ORT_DISABLE_TELEMETRY": "1"},
+                env={**systemd.for_children(os.environ), **QUIET_LIBRARIES, "ORT_DISABLE_TELEMETRY": "1"},
             )
         finally:
             theirs.close()

@@ -17,6 +17,8 @@ import sys
 import traceback
 
 from appliance.engines.base import DeviceFaultError
+from appliance.host import sandbox
+from appliance.host.sandbox import Sandbox
 from appliance.workers.main import Worker, become_child
 from appliance.workers.messages import MAX_MESSAGE_BYTES, Exited, Forked, decode_to_template, encode
 
@@ -30,8 +32,9 @@ EXIT_DEVICE_FAULT = 75
 class Template:
     """The loop: fork on request, report the dead."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, sandbox: Sandbox | None) -> None:
         self._control = control
+        self._sandbox = sandbox
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (worker, pid)
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
@@ -71,6 +74,7 @@ class Template:
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
+            self._enter_sandbox()
             Worker(channel).serve()
             status = 0
         except DeviceFaultError:
@@ -83,6 +87,14 @@ class Template:
         finally:
             sys.stderr.flush()
             os._exit(status)
+
+    def _enter_sandbox(self) -> None:
+        if self._sandbox is not None:
+            try:
+                self._sandbox.enter()
+            except OSError as error:
+                # models are served all the same: what the unit forbids is forbidden still
+                sys.stderr.write(f"worker {os.getpid()} goes without a sandbox: {error.strerror}\n")
 
     def _reap(self, pidfd: int) -> None:
         worker, pid = self._children.pop(pidfd)
@@ -102,17 +114,20 @@ class Template:
 
 
 def main() -> None:
-    """`python -m appliance.workers.template FD`: serve the front at the other end of that descriptor."""
+    """`python -m appliance.workers.template FD FRONT [sandbox]`: serve the front at the other end of that descriptor."""
     front = int(sys.argv[2])
+    wanted = sys.argv[3:] == ["sandbox"]
     become_child(front, "appl-template")
     control = socket.socket(fileno=int(sys.argv[1]))
     from appliance.engines import registry
 
     registry.preload()
+    if wanted:
+        sandbox.make_nodes()
     # what is imported stays in pages shared by all workers, if the collector never writes to them
     gc.collect()
     gc.freeze()
-    Template(control).serve()
+    Template(control, Sandbox.of_this_kernel() if wanted else None).serve()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import doctor
 from appliance.cli.doctor import Check, Finding, Patient
 from appliance.cli.main import app
-from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig
+from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig, WorkersConfig
+from appliance.host.sandbox import Sandbox
+from tests.fakes.nvml import StubNvml
 
 STATUS = {"status": {"ready": True, "line": "1 model ready", "version": "0.1.0"}, "models": []}
 
@@ -107,6 +110,30 @@ def test_the_processor_can_be_used_and_the_clock_is_looked_at(config: Config) ->
     assert one(doctor._clock, patient(config)).check == "clock"
 
 
+def test_what_workers_give_up_is_looked_at(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, poor = Sandbox(7, seccomp=True), Sandbox(0, seccomp=True)
+    monkeypatch.setattr(Sandbox, "of_this_kernel", lambda: full)
+    assert one(doctor._sandbox, patient(config)).grade == "good"
+    monkeypatch.setattr(Sandbox, "of_this_kernel", lambda: poor)
+    found = one(doctor._sandbox, patient(config))
+    assert (found.grade, "no Landlock" in found.text) == ("note", True)
+    off = msgspec.structs.replace(config, workers=WorkersConfig(sandbox=False))
+    assert one(doctor._sandbox, patient(off)).grade == "warning"
+
+
+def test_hardening_is_that_of_the_front_and_not_what_a_worker_has_given_up(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = {"NoNewPrivs": "1", "Seccomp": "2", "Uid": "990"}
+    processes = {"30": given_up | {"PPid": "20"}, "20": {"PPid": "10"}, "10": given_up}
+    monkeypatch.setattr(doctor, "_process", lambda pid: processes[str(pid)])
+    looked_at = patient(config, workers=[{"pid": 30}])
+    assert one(doctor._hardening, looked_at).grade == "good"
+    processes["10"] = {"NoNewPrivs": "0", "Seccomp": "0", "Uid": "0"}
+    found = one(doctor._hardening, looked_at)
+    assert (found.grade, found.text.count(";")) == ("warning", 2)
+
+
 def test_a_check_that_breaks_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_patient: Patient) -> Iterator[Finding]:
         raise RuntimeError("no such file")
@@ -146,3 +173,58 @@ def test_a_record_that_was_put_away_and_one_that_does_not_record_are_found(confi
     assert (found.grade, aside.name in found.text) == ("warning", True)
     off = Config(recorder=RecorderConfig(enabled=False))
     assert one(doctor._recorder, patient(off)).grade == "note"
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubNvml]:
+    if reason := StubNvml.missing():
+        pytest.skip(reason)
+    folder = tmp_path / "nvml"
+    folder.mkdir()
+    stub = StubNvml(folder).start()
+    for name, value in stub.environment().items():
+        monkeypatch.setenv(name, value)
+    yield stub
+    stub.close()
+
+
+def finding(code: str, subject: str) -> dict[str, Any]:
+    return STATUS | {"findings": [{"code": code, "subject": subject, "severity": "error", "text": "", "fix": ""}]}
+
+
+def test_a_driver_that_hangs_costs_doctor_a_moment_and_is_the_finding(
+    config: Config, gpu: StubNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "DRIVER_PROBE_S", 1.0)
+    gpu.set("0.hang", 1)
+    found = one(doctor._gpus, patient(config))
+    assert (found.grade, "it hangs" in found.text, found.fix) == ("error", True, "reboot the box")
+    found = one(doctor._gpus, patient(config, status=finding("sensor-silent", "nvml")))
+    assert (found.grade, "not asked" in found.text) == ("note", True)
+
+
+def test_what_the_running_appliance_has_told_is_not_said_twice_and_a_lost_gpu_is_not_believed(
+    config: Config, gpu: StubNvml
+) -> None:
+    gpu.set("0.rows.failed", 1)
+    here = [finding for finding in doctor._gpus(patient(config)) if finding.check == "GPU 0"]
+    assert [finding.grade for finding in here] == ["error", "good"]
+    told = list(doctor._gpus(patient(config, status=finding("gpu-rows-failed", "gpu.0"))))
+    assert [finding.grade for finding in told] == ["good"]
+    gpu.unset("0.rows.failed")
+    assert list(doctor._gpus(patient(config, status=finding("gpu-lost", "gpu.0")))) == []
+
+
+def test_one_check_alone_can_be_asked_for_and_a_wrong_name_lists_them() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--url", "http://127.0.0.1:9", "--json", "--only", "clock"])
+    assert [entry["check"] for entry in json.loads(done.stdout)] == ["configuration", "clock"]
+    done = CliRunner().invoke(app, ["doctor", "--only", "clocks"])
+    assert done.exit_code == 2
+    assert "there are running, packages" in done.stderr
+
+
+def test_heat_is_named_with_its_level(config: Config) -> None:
+    for level, grade in (("WARM", "warning"), ("HOT", "error"), ("CRITICAL", "error")):
+        status = STATUS | {"governor": {"level": level, "reason": "GPU 0 is at 90 °C"}}
+        (found,) = [one for one in doctor._running(patient(config, status=status)) if one.check == "governor"]
+        assert (found.grade, found.text) == (grade, f"{level}: GPU 0 is at 90 °C")

@@ -75,6 +75,12 @@ def test_a_running_appliance_s_ledger_counts_more_than_both_and_what_is_not_conf
     assert "gpu version 1" in wants
 
 
+def test_what_a_gpu_without_memory_of_its_own_takes_is_the_host_s(config: Config) -> None:
+    status = ledger(8 * GB) | {"gpus": [{"index": 1, "integrated": True}, {"index": 0, "integrated": False}]}
+    wants = {want.name: want.bytes_by_device for want in wanted(patient(config, status=status))}
+    assert wants["gpu version 1"] == {"host": WORKER_BYTES + 2 * MIB}
+
+
 @pytest.mark.parametrize(
     ("capacity", "grade", "words"),
     [(8 * GB, "good", "of 8.0 GB"), (int(2.2 * GB), "warning", "only 99 MB left"), (GB, "error", "1.1 GB too much")],

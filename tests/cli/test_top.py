@@ -71,3 +71,12 @@ def test_sparklines_go_from_the_lowest_to_the_highest() -> None:
     assert sparkline([0, 7, 14]) == "▁▅█"
     assert sparkline([5, 5]) == "▁▁"
     assert sparkline([]) == ""
+
+
+def test_gpus_say_what_is_unusual_about_their_memory() -> None:
+    screen = Screen()
+    gpu = {"index": 0, "name": "A30", "state": "OK", "action": "", "mig_mode": True, "mig": [{}, {}]}
+    shared = {"index": 1, "name": "GB10", "state": "OK", "action": "", "integrated": True, "mig_mode": None}
+    screen.take(document(0, gpus=[gpu, shared], readings={}), 1.0)
+    assert "A30 (MIG: 2 instances)" in drawn(screen)
+    assert "GB10 (host's memory)" in drawn(screen)

@@ -20,7 +20,11 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_suggestion() -> None:
     assert refused == Refused("needs 1.2 GB on host, 0.8 GB free: unload digits/1 (1.2 GB)?")
     assert budget.booked(HOST) == 1_200_000_000
     huge = budget.reserve("huge/1", Need({HOST: 3_000_000_000}))
-    assert huge == Refused("needs 3.0 GB on host, 0.8 GB free: more than the 2.0 GB that may be used there at all")
+    assert huge == Refused(
+        "needs 3.0 GB on host, 0.8 GB free: more than the 2.0 GB that may be used there at all", hopeless=True
+    )
+    assert budget.fits(Need({HOST: 800_000_000}))
+    assert not budget.fits(Need({HOST: 800_000_001}))
 
 
 def test_the_least_recently_used_that_may_go_goes_and_nobody_in_vain() -> None:

@@ -11,7 +11,7 @@ import mmap
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,14 @@ class StubNvml:
         self._table[key] = value
         self._write()
 
+    def put(self, values: Mapping[str, object | None]) -> None:
+        """Several keys at once, so that nobody sees some of them changed and others not; None takes one away."""
+        for key, value in values.items():
+            self._table.pop(key, None)
+            if value is not None:
+                self._table[key] = value
+        self._write()
+
     def unset(self, *keys: str) -> None:
         """Take keys away: the call that reads one answers NOT_SUPPORTED, an error or a hang ends."""
         for key in keys:
@@ -132,6 +140,11 @@ class StubNvml:
         """Let the event set deliver one: an XID, if nothing else is said."""
         self.set(f"event.{self._events}", f"{gpu}:{kind}:{data}")
         self._events += 1
+
+    def forget_events(self) -> None:
+        """A process that is started now hears none of them; a driver repeats nothing."""
+        self.unset(*[key for key in self._table if key.startswith("event.")])
+        self._events = 0
 
     def environment(self) -> dict[str, str]:
         """What a child process needs in its environment so that its pynvml loads the stub."""

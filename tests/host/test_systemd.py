@@ -48,3 +48,8 @@ def test_the_greeting_says_where_and_what_next() -> None:
     for words in ("http://127.0.0.1:8000", "ipc:///run/x", "digits 1  READY", "appliance infer digits", "Ctrl-C"):
         assert words in text
     assert "infer digits" not in banner.render(["ipc:///x"], [])
+
+
+def test_children_do_not_speak_to_the_manager() -> None:
+    given = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "HOME": "/x"}
+    assert systemd.for_children(given) == {"HOME": "/x"}

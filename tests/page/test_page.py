@@ -113,7 +113,7 @@ def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
     assert page.script("return document.activeElement.hash") == "#models"
     page.driver.switch_to.active_element.send_keys(Keys.ENTER)
-    page.shows("digits")
+    page.until(lambda: page.driver.find_elements(By.CSS_SELECTOR, "tr.open[data-key=digits]"))
     page.script("document.querySelector('tr.open[data-key=digits]').focus()")
     page.driver.switch_to.active_element.send_keys(Keys.ENTER)
     page.shows("Verification")

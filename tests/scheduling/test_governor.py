@@ -21,7 +21,7 @@ from appliance.lifecycle.leaks import LeakWatch
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.repository import Repository
 from appliance.observability.events import Event, EventBus
-from appliance.scheduling.governor import STALE_S, Governor, policy_of
+from appliance.scheduling.governor import GONE_RETRY_S, STALE_S, Governor, policy_of
 from appliance.service import Outcome, Service
 from appliance.workers.supervisor import Supervisor
 
@@ -241,3 +241,33 @@ async def test_a_leak_is_told_and_the_worker_recycled_with_a_day_in_a_moment(box
     assert leaking not in left
     assert len(left) == 2
     await box.ask()
+
+
+async def test_a_model_whose_device_is_gone_is_refused_with_the_reason_and_is_not_ready_until_it_is_back(
+    box: Box,
+) -> None:
+    box.governor.condemn({"gpu:0": "it fell off the bus. Reboot the box."})
+    await box.ask(16)
+    box.governor.condemn({"host": "it burns."})
+    with pytest.raises(ApplianceError, match="the host cannot be used: it burns") as refused:
+        await box.ask(1)
+    assert (refused.value.code, refused.value.retry_after_s) == (ErrorCode.UNAVAILABLE, GONE_RETRY_S)
+    assert not box.service.model_ready(ModelName("echo"))
+    box.governor.condemn({})
+    await box.ask(1)
+    assert box.service.model_ready(ModelName("echo"))
+
+
+def test_where_no_gpu_can_be_used_each_of_them_is_gone_and_the_host_is_not() -> None:
+    governor = Governor(policy_of(GovernorConfig()), EventBus())
+    governor.condemn({"gpu:*": "driver", "gpu:1": "lost"})
+    assert [governor.condemned(device) for device in ("gpu:0", "gpu:1", "host")] == ["driver", "lost", ""]
+
+
+async def test_each_change_of_the_level_is_as_grave_as_the_level_it_leads_to(box: Box) -> None:
+    for temperature in (80.0, 85.0, 89.0):
+        box.at(temperature)
+    box.at(50.0, seconds=200)
+    told = [(e.data["level"], e.data["severity"]) for e in box.events if e.topic == "governor.level"]
+    assert told[:3] == [("WARM", "warning"), ("HOT", "error"), ("CRITICAL", "error")]
+    assert {severity for _, severity in told[3:]} == {"info"}

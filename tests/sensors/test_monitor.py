@@ -95,6 +95,24 @@ async def test_a_driver_that_hangs_costs_its_readings_and_no_thread_more() -> No
     assert await monitor.close() == 0
 
 
+async def test_the_first_answer_of_a_driver_is_waited_for_longer_than_an_interval() -> None:
+    sampler = Hanging()
+    sampler.free.clear()
+    monitor = monitor_of(sampler, clock=Clock(), interval_s=HASTY_S)
+    asyncio.get_running_loop().call_later(10 * HASTY_S, sampler.free.set)
+    assert (await monitor.first(30.0)).value("gpu.0.power") == 50.0
+    assert await monitor.close() == 0
+
+
+async def test_a_driver_that_hangs_at_the_start_is_not_waited_for_for_ever() -> None:
+    sampler = Hanging()
+    sampler.free.clear()
+    monitor = monitor_of(sampler, clock=Clock(), interval_s=HASTY_S)
+    assert (await monitor.first(HASTY_S)).gpus == ()
+    sampler.free.set()
+    assert await monitor.close() == 0
+
+
 async def test_a_thread_that_hangs_at_the_end_is_left_behind_and_counted() -> None:
     sampler = Hanging()
     monitor = monitor_of(sampler, clock=Clock(), interval_s=0.02)
@@ -169,10 +187,13 @@ async def test_a_real_hang_in_the_driver_is_reported_and_ends(stub: StubNvml, tm
     clock.now_s += 7
     snapshot = await monitor.sample()
     assert snapshot.reason("gpu.0.temperature") == "the driver has not answered for 7 s"
+    assert snapshot.silent_s == {"nvml": pytest.approx(7, abs=0.01)}
+    assert [finding.message for finding in snapshot.findings] == ["it has not answered for 7 s"]
     stub.close()
     monitor._interval_s = 20.0
     await asyncio.wait_for(monitor._lanes[0].answered.wait(), 5)
-    assert (await monitor.sample()).value("gpu.0.temperature") == 61
+    back = await monitor.sample()
+    assert (back.value("gpu.0.temperature"), back.silent_s) == (61, {"nvml": 0.0})
     await monitor.close()
 
 
@@ -262,3 +283,13 @@ async def test_a_snapshot_waits_for_the_last_of_the_samplers_that_it_asked() -> 
 async def _answer_of(monitor: Monitor, lane: int) -> None:
     await asyncio.sleep(0)
     await monitor._lanes[lane].answered.wait()
+
+
+def test_only_nvml_is_asked_at_each_sample_however_short_the_interval() -> None:
+    monitor = Monitor(interval_s=0.1, gpu_events=False)
+    assert {sampler.name: sampler.period_s for sampler in monitor._samplers} == {
+        "nvml": 0.0,
+        "host": 1.0,
+        "board": 1.0,
+        "storage": 10.0,
+    }

@@ -263,3 +263,69 @@ def test_the_slowdown_times_are_read_where_the_driver_keeps_them() -> None:
 
 def test_every_remedy_of_the_driver_has_words() -> None:
     assert sorted(RECOVERY) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_in_mig_mode_what_is_not_told_has_that_reason_and_comes_back_when_it_is_off(
+    stub: StubNvml, tmp_path: Path
+) -> None:
+    sampler = NvmlSampler(root=tmp_path)
+    assert value(sampler.sample(0.0), "gpu.0.utilization") == 37
+    stub.put({"0.mig": 7, "0.utilization": None, "0.mig.0.uuid": "MIG-1"})
+    part = sampler.sample(1.0)
+    assert part.gpus[0].mig_mode is True
+    assert "MIG instances" in part.readings["gpu.0.utilization"].reason
+    assert value(part, "gpu.0.temperature") == 61
+    stub.put({"0.mig": 0, "0.utilization": 37})
+    part = sampler.sample(2.0)
+    assert (part.gpus[0].mig_mode, value(part, "gpu.0.utilization")) == (False, 37), "asked anew at once"
+
+
+def test_a_card_without_mig_does_not_say_that_it_is_off(stub: StubNvml, tmp_path: Path) -> None:
+    stub.unset("0.mig")
+    assert NvmlSampler(root=tmp_path).sample(0.0).gpus[0].mig_mode is None
+
+
+def test_the_memory_of_a_gpu_that_tells_only_its_instances_is_their_sum(stub: StubNvml, tmp_path: Path) -> None:
+    stub.put({"0.error.nvmlDeviceGetMemoryInfo_v2": NOT_SUPPORTED, "0.memory.total": None, "0.mig": 7})
+    for number, (total, used) in enumerate(((10, 4), (6, 1))):
+        keys = {"uuid": f"MIG-{number}", "memory.total": total << 30, "memory.used": used << 30}
+        stub.put({f"0.mig.{number}.{key}": content for key, content in keys.items()})
+    part = NvmlSampler(root=tmp_path).sample(0.0)
+    names = ("total", "used", "free")
+    assert [value(part, f"gpu.0.memory.{name}") for name in names] == [16 << 30, 5 << 30, 11 << 30]
+
+
+def test_mig_without_an_instance_is_a_finding(stub: StubNvml, tmp_path: Path) -> None:
+    stub.set("0.mig", 7)
+    part = NvmlSampler(root=tmp_path).sample(0.0)
+    assert codes(part) == ["gpu-mig-empty"]
+    assert "nvidia-smi mig -cgi" in part.findings[0].action
+
+
+def test_uncorrected_memory_errors_are_a_finding_and_corrected_ones_are_counted(stub: StubNvml, tmp_path: Path) -> None:
+    stub.set("0.ecc.corrected", 4711)
+    sampler = NvmlSampler(root=tmp_path)
+    assert codes(sampler.sample(0.0)) == []
+    stub.set("0.ecc.uncorrected", 1)
+    part = sampler.sample(1.0)
+    assert codes(part) == ["gpu-ecc-uncorrected"]
+    assert part.findings[0].message == "1 uncorrected memory error since the driver was loaded"
+    assert part.gpus[0].state is GpuState.OK
+
+
+def test_the_word_of_the_driver_replaces_what_the_first_failed_call_said(stub: StubNvml, tmp_path: Path) -> None:
+    sampler = NvmlSampler(root=tmp_path)
+    sampler.sample(0.0)
+    stub.set("0.error", LOST)
+    assert sampler.sample(1.0).gpus[0].reason == "the GPU has fallen off the bus"
+    sampler.mark_lost(0, "XID 79")
+    part = sampler.sample(2.0)
+    assert (part.gpus[0].reason, part.readings["gpu.0.power"].reason) == ("XID 79", "XID 79")
+
+
+def test_what_has_begun_to_fail_is_not_foretold(stub: StubNvml, tree: Callable[[dict[str, object]], Path]) -> None:
+    library = "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.620.10"
+    root = tree({"sys/module/nvidia/version": "615.71", library: ""})
+    assert codes(NvmlSampler(root=root).sample(0.0)) == ["driver-drift"]
+    stub.set("init", MISMATCH)
+    assert codes(NvmlSampler(root=root).sample(0.0)) == ["driver-mismatch"]

@@ -285,6 +285,9 @@ PROBES: dict[str, Callable[[], str]] = {
     "keyring": user_keyring,
     "foreign system calls": foreign_system_call,
     "trace": trace,
+    "give up files": lambda: attempt(
+        LIBC.syscall(ctypes.c_long(444), None, 0, 1)
+    ),  # landlock_create_ruleset: which release
     "set its own uid": set_own_uid,
     "raw packets": raw_packets,
     "internet socket": internet_socket,

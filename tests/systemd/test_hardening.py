@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.systemd import probes
-from tests.systemd.box import Box
+from tests.systemd.box import LONG_S, Box
+from tests.systemd.test_life import ask
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE = UNITS / "appliance.service"
@@ -86,6 +88,7 @@ ERRNO = ("SystemCallErrorNumber=EPERM",)
 CLOSED = ("DevicePolicy=closed",)
 NVIDIA = "DeviceAllow=char-nvidia* rw"
 FAMILIES = ("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",)
+LANDLOCK = "SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 NO_DRIVER = "ENXIO"
 """What opening the node of a driver that is not there comes to, once it is allowed."""
 
@@ -153,6 +156,7 @@ TABLE = [
     Row("SystemCallArchitectures=native", "foreign system calls", "SIGSYS", "ok"),
     Row("SystemCallFilter=@system-service", "trace", "EPERM", "ok", beside=ERRNO),
     Row("SystemCallFilter=~@privileged", "set its own uid", "EPERM", "ok", beside=(*FILTER, *ERRNO)),
+    Row(LANDLOCK, "give up files", "ok", "EPERM", beside=(*FILTER, *ERRNO)),
     Row("SystemCallErrorNumber=EPERM", "trace", "EPERM", "SIGSYS", beside=FILTER),
     Row(*FAMILIES, "raw packets", "EAFNOSUPPORT", "ok"),
     # what the drop-ins add or take back
@@ -341,3 +345,53 @@ def test_front_template_and_workers_really_run_in_it(box: Box) -> None:
         assert process["differs"] == ["ipc", "mnt", "user", "uts"]
         assert process["readonly"]
         assert process["core"] == ["0", "0"]
+
+
+@pytest.mark.slow
+def test_a_worker_can_do_less_than_its_front(box: Box) -> None:
+    """The same attempts with the sandbox of its own, and without: then the unit's alone is left."""
+    secret = "/run/credentials/appliance.service/key"
+    box.write("/etc/appliance/secrets/key", "secret")
+    box.dropin("[Service]\nLoadCredential=key:/etc/appliance/secrets/key\n")
+    box.loopback("echo", shape="2", commands="true")
+    attempts = {
+        "write /var/lib/appliance/new": "EACCES",
+        "write /run/appliance/reload.json": "EACCES",
+        "write /tmp/new": "EACCES",
+        f"read {secret}": "EACCES",
+        "read /etc/appliance/appliance.toml": "EACCES",
+        # ProtectProc= hides whom it may not trace: for it there is no front
+        "read /proc/FRONT/environ": "ENOENT",
+        "write /proc/FRONT/oom_score_adj": "ENOENT",
+        "connect 8000": "EPERM",
+        "run /bin/true": "EPERM",
+    }
+    for sandbox in (True, False):
+        box.configure(f"[workers]\nsandbox = {str(sandbox).lower()}\n")
+        box.run("chmod", "0644", "/etc/appliance/appliance.toml")
+        box.run("systemctl", "start", "appliance.service")
+        front = box.show("MainPID")
+        for attempt, denied in attempts.items():
+            answer = ask(box, "echo", attempt.replace("FRONT", front))
+            if sandbox:
+                assert f"ended with {denied}" in answer, (attempt, answer)
+            else:
+                assert "was possible" in answer, (attempt, answer)
+        said = box.journal("EVENT=workers.sandbox", f"_PID={front}")[-1]
+        assert said["APPLIANCE_IN_FORCE"] == ("none" if not sandbox else said["APPLIANCE_IN_FORCE"])
+        assert ("Landlock" in said["APPLIANCE_IN_FORCE"]) is sandbox
+        box.run("systemctl", "stop", "appliance.service")
+
+
+@pytest.mark.slow
+def test_an_engine_is_built_inside_of_it(box: Box) -> None:
+    """Int8, by ONNX Runtime: the sandboxes of unit and build leave it all that it needs."""
+    box.run("sh", "-c", "cp -r /mnt/models/digits /var/lib/appliance/models/ && chown -R appliance: /var/lib/appliance")
+    box.run("sh", "-c", "cd /var/lib/appliance/models/digits && sed -i '1i precision = \"int8\"' model.toml")
+    box.run("systemctl", "start", "appliance.service")
+    deadline = time.monotonic() + LONG_S
+    # the model as it is goes when its engine has been verified and serves
+    while not box.journal("MODEL=digits", "STATE=UNLOADED", f"_PID={box.show('MainPID')}"):
+        assert time.monotonic() < deadline, box.log()
+        time.sleep(0.1)
+    assert box.run("sh", "-c", "ls /var/lib/appliance/engines/digits/*/model.onnx").stdout

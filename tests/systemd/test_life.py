@@ -183,25 +183,42 @@ def test_credentials_reach_the_configuration_and_nobody_else(box: Box) -> None:
     box.run("systemctl", "reload", "appliance.service")
 
 
-def test_members_of_the_group_load_and_reload_without_root_and_others_do_not(box: Box) -> None:
-    if box.run("sh", "-c", "test -x /usr/lib/polkit-1/polkitd", check=False).returncode:
-        pytest.skip("needs polkitd in the tree")
+def as_user(box: Box, user: str, *command: str) -> int:
+    line = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--reset-env", *command]
+    return box.run(*line, check=False).returncode
+
+
+@pytest.fixture
+def people(box: Box) -> Box:
+    """The appliance runs; `operator1` is in its group, `stranger1` is not."""
     box.run("systemctl", "start", "appliance.service")
     box.run("sh", "-c", "id operator1 || useradd -G appliance operator1; id stranger1 || useradd stranger1")
+    return box
 
-    def tried(user: str, *command: str) -> int:
-        line = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--reset-env", *command]
-        return box.run(*line, check=False).returncode
 
-    load = ("/usr/lib/appliance/bin/appliance", "models", "load", "plain", "--url", "unix:/run/appliance/http.sock")
-    assert tried("operator1", *load) == 0
-    assert tried("stranger1", *load) != 0
-    assert tried("operator1", "touch", "/var/lib/appliance/models/mine") == 0
-    assert tried("stranger1", "touch", "/var/lib/appliance/models/theirs") != 0
-    reload = ("systemctl", "--no-ask-password", "reload", "appliance.service")
-    assert tried("operator1", *reload) == 0
-    assert tried("stranger1", *reload) != 0
-    assert tried("operator1", "systemctl", "--no-ask-password", "restart", "systemd-journald.service") != 0
+def test_members_of_the_group_load_models_without_root_and_others_do_not(people: Box) -> None:
+    command = "/usr/lib/appliance/bin/appliance"
+    for verb in ("unload", "load"):
+        line = (command, "models", verb, "plain", "--url", "unix:/run/appliance/http.sock")
+        assert as_user(people, "stranger1", *line) != 0
+        assert ("plain" in people.cli("ps", "--json").stdout) is (verb == "unload")
+        assert as_user(people, "operator1", *line) == 0
+        assert ("plain" in people.cli("ps", "--json").stdout) is (verb == "load")
+    assert as_user(people, "operator1", "touch", "/var/lib/appliance/models/mine") == 0
+    assert as_user(people, "stranger1", "touch", "/var/lib/appliance/models/theirs") != 0
+    assert as_user(people, "operator1", "cat", "/var/lib/appliance/recorder.sqlite3") == 0
+    assert as_user(people, "stranger1", "ls", "/var/lib/appliance") != 0
+
+
+def test_members_of_the_group_reload_and_restart_this_service_and_no_other(people: Box) -> None:
+    if people.run("sh", "-c", "test -x /usr/lib/polkit-1/polkitd", check=False).returncode:
+        pytest.skip("needs polkitd in the tree")
+    for verb in ("reload", "restart"):
+        line = ("systemctl", "--no-ask-password", verb, "appliance.service")
+        assert as_user(people, "stranger1", *line) != 0
+        assert as_user(people, "operator1", *line) == 0
+    assert as_user(people, "operator1", "systemctl", "--no-ask-password", "restart", "systemd-journald.service") != 0
+    assert as_user(people, "operator1", "systemctl", "--no-ask-password", "mask", "appliance.service") != 0
 
 
 def test_boxes_run_side_by_side_and_know_nothing_of_each_other(box: Box) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.systemd.box import Box
+
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
 WANTED_EXPOSURE = 14
@@ -60,3 +62,25 @@ def test_every_directive_has_its_reason() -> None:
 def test_nothing_of_the_wheel_leaves_the_units_out() -> None:
     text = (ROOT / "MANIFEST.in").read_text()
     assert "recursive-include systemd *" in text
+
+
+EXAMPLE = re.compile(r"^#([A-Z][A-Za-z]+=)", re.MULTILINE)
+SINCE = {"backoff.conf": 254}
+"""Drop-ins of newer releases: an older one warns of keys that it does not know."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropin", ["", *sorted(path.name for path in (UNITS / "dropins").glob("*.conf"))])
+def test_the_systemd_of_the_box_has_no_complaint_either_and_rates_it_as_well(box: Box, dropin: str) -> None:
+    """The installed files, with each drop-in and all that it has in comments, by the systemd that would run them."""
+    if dropin:
+        release = int(re.findall(r"\d+", box.run("systemctl", "--version").stdout)[0])
+        if release < SINCE.get(dropin, 0):
+            pytest.skip(f"systemd {release} does not know its keys")
+        box.dropin(EXAMPLE.sub(r"\1", (UNITS / "dropins" / dropin).read_text()))
+    units = ("appliance.service", "appliance-gpu.service", "appliance.socket")
+    done = box.run("systemd-analyze", "verify", "--man=no", *units, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    line = ("systemd-analyze", "security", f"--threshold={WANTED_EXPOSURE}", "--no-pager", "appliance.service")
+    done = box.run(*line, check=False)
+    assert done.returncode == 0, done.stdout[-500:]

@@ -21,6 +21,7 @@ from appliance.core.description import ModelDescription
 from appliance.core.errors import ApplianceError, ErrorCode, invalid, not_found, unsupported
 from appliance.core.request import InferenceRequest, InferenceResponse, ModelName, Version
 from appliance.core.tensor import Buffer
+from appliance.observability.requests import RequestLog
 from appliance.protocols import kserve
 from appliance.protocols.kserve_binary import Limits, ReplyFormat, decode_infer, encode_infer
 from appliance.transports.http import compression, pages, streams
@@ -88,6 +89,7 @@ class HttpApplication:
         self._routes: dict[str, Route | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pages = pages.Pages()
+        self._unreadable = RequestLog("request.refused")
         self._fixed: dict[str, Route] = {
             "/v2": Route("GET", self._server),
             "/v2/": Route("GET", self._server),
@@ -217,7 +219,11 @@ class HttpApplication:
             return self._service.describe_model(route.model, route.version)
 
         view = memoryview(body)
-        request, form = decode_infer(view, header_length, route.model, route.version, self._limits, describe)
+        try:
+            request, form = decode_infer(view, header_length, route.model, route.version, self._limits, describe)
+        except ApplianceError as error:
+            self._unreadable.add(error, model=route.model)
+            raise
         InferExchange(self, exchange, form).submit(self._service, request)
 
     def answer(self, exchange: Exchange, response: InferenceResponse, form: ReplyFormat) -> None:

@@ -17,6 +17,7 @@ from appliance.config import ZmqConfig
 from appliance.core.errors import ApplianceError, ErrorCode, invalid, unsupported
 from appliance.core.request import InferenceResponse, ModelName, Version
 from appliance.core.tensor import Buffer
+from appliance.observability.requests import RequestLog
 from appliance.protocols import zmq_wire as wire
 from appliance.transports.zmq.counters import Counters
 
@@ -73,6 +74,7 @@ class Dispatcher:
         self._peers: dict[bytes, _Peer] = {}
         self._bytes_in_flight = 0
         self._warn_at = 0.0
+        self._unreadable = RequestLog("request.refused")
         self._events: Sequence[str] = ()
         self._boot = ""
         self._operations: dict[str, Callable[[wire.RequestHeader, wire.Message], dict[str, Any]]] = {
@@ -161,9 +163,14 @@ class Dispatcher:
         peer = self._peers.get(routing_id)
         if peer is None:
             peer = _Peer(routing_id)
-        self._check_room(peer, nbytes)
+        try:
+            self._check_room(peer, nbytes)
+            request = wire.to_inference(header, message.tensors)
+        except ApplianceError as error:
+            self._unreadable.add(error, model=header.model, request_id=header.id)
+            raise
         pending = _Pending(self, peer, message.envelope, header.id, nbytes)
-        pending.ticket = self._service.submit(wire.to_inference(header, message.tensors), pending.done)
+        pending.ticket = self._service.submit(request, pending.done)
         peer.pending.add(pending)
         self._peers[routing_id] = peer
         self._bytes_in_flight += nbytes

@@ -1,7 +1,7 @@
 // What happened, newest first: what was recorded, and what comes while one looks. A filter by words; each event in full on demand.
 
 import * as api from "../api.js";
-import { h, replace } from "../dom.js";
+import { h, prose, replace } from "../dom.js";
 import { store, subscribe } from "../store.js";
 import { clock, has, t } from "../text.js";
 
@@ -10,6 +10,7 @@ const BAD = /lost|failed|crash|damaged|xid|critical|error/i, NOTICE = /refused|t
 export function severity(event) {
   const said = event.severity ?? event.data?.severity;
   const text = `${event.topic} ${event.data?.state ?? ""} ${event.data?.level ?? ""}`;
+  if (said === "info" && /^(gpu|governor|finding)\./.test(event.topic)) return "quiet";
   if (said === "error" || BAD.test(text)) return "bad";
   return said === "warning" || NOTICE.test(text) ? "notice" : "quiet";
 }
@@ -17,12 +18,13 @@ export function severity(event) {
 export function describe(event) {
   const data = event.data ?? {};
   if (event.topic === "gpu.throttle" && !data.reasons?.length) return t("event.gpu.throttle.over", { gpu: data.gpu });
+  if (event.topic === "gpu.mig" && !data.mode) return t("event.gpu.mig.off", { gpu: data.gpu });
   if (has(`event.${event.topic}`)) return t(`event.${event.topic}`, { ...Object.fromEntries(Object.keys(data).map((key) => [key, data[key]])), reason: data.reason ?? "" });
   return Object.entries(data).map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
 }
 
 export function line(event) {
-  return h("details", { class: "event" }, h("summary", {}, h("time", { datetime: event.time }, clock(event.time)), " ", h("span", { class: severity(event) }, event.topic), " ", describe(event)),
+  return h("details", { class: "event" }, h("summary", {}, h("time", { datetime: event.time }, clock(event.time)), " ", h("span", { class: severity(event) }, event.topic), " ", prose(describe(event))),
     h("pre", {}, JSON.stringify(event, null, 2)));
 }
 

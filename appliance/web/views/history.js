@@ -12,15 +12,15 @@ const PANELS = [
   { key: "temperature", unit: "°C", match: /^gpu\.\d+\.temperature(\.memory)?$|^host\.temperature\.[^.]+$/ },
   { key: "power", unit: "W", match: /^gpu\.\d+\.power(\.limit)?$|^host\.rail\..*\.power$/ },
   { key: "clock", unit: "MHz", match: /^gpu\.\d+\.clock\.(graphics|sm|memory)$/ },
-  { key: "load", unit: "%", match: /^gpu\.\d+\.(utilization|fan\.\d+)$|^host\.cpu\.load$/ },
+  { key: "load", zero: true, unit: "%", match: /^gpu\.\d+\.(utilization|fan\.\d+)$|^host\.cpu\.load$/ },
   { key: "memory", unit: "GB", scale: 1e-9, match: /^gpu\.\d+\.memory\.used$|^host\.memory\.available$/ },
   { key: "processes", unit: "MB", scale: 1e-6, match: /^process\..*\.rss$/ },
-  { key: "requests", unit: "1/s", match: /^requests\.rate$/ },
-  { key: "latency", unit: "ms", scale: 1e-3, match: /^requests\.p99$/ },
+  { key: "requests", zero: true, unit: "1/s", match: /^requests\.rate$/ },
+  { key: "latency", zero: true, unit: "ms", scale: 1e-3, match: /^requests\.p99$/ },
 ];
 const LANES = [["throttle", /^gpu\.\d+\.throttle$/], ["governor", /^governor\.level$/]];
 const LEVELS = ["NOMINAL", "WARM", "HOT", "CRITICAL"];
-const MARKED = /^(worker\.lost|governor\.level|gpu\.(xid|event)|daemon\.|finding\.raised|memory\.leak|engine\.gave_out)/;
+const MARKED = /^(worker\.lost|governor\.level|gpu\.(xid|event|throttle|ecc|mig)|daemon\.|finding\.raised|memory\.leak|engine\.gave_out)/;
 
 export function render(main, [range]) {
   const chosen = range in RANGES ? range : "1h";
@@ -57,7 +57,9 @@ async function plot(place, all, events, chosen, state, redraw) {
   const lanes = LANES.map(([key, match]) => ({ key, lines: found.filter(([name]) => match.test(name)) })).filter((lane) => lane.lines.length);
   if (!panels.length) { replace(place, h("p", { class: "empty" }, t("history.nothing"))); return; }
   if (!state.drawn) replace(place);
-  const pixels = 180 * panels.length + 50 * lanes.length + 60;
+  // below the lanes: the time axis, then the names in rows of at least four
+  const names = panels.flatMap((panel) => panel.lines).length, below = 56 + 20 * Math.ceil(names / 4), plotted = 180 * panels.length + 50 * lanes.length;
+  const pixels = plotted + below;
   place.style.height = `${pixels + 34}px`;
   const heights = [...panels.map(() => 1), ...lanes.map(() => 0.22)], whole = heights.reduce((sum, height) => sum + height, 0), gap = 0.025;
   const traces = [], axes = {};
@@ -67,7 +69,7 @@ async function plot(place, all, events, chosen, state, redraw) {
     const domain = [Math.max(0, top - height), top];
     top -= height + gap;
     axes[`yaxis${suffix}`] = part.match
-      ? axis({ domain, title: { text: `${t(`panel.${part.key}`)} (${part.unit})`, font: { size: 11 } }, rangemode: part.key === "load" ? "tozero" : "normal" })
+      ? axis({ domain, title: { text: `${t(`panel.${part.key}`)} (${part.unit})`, font: { size: 11 } }, rangemode: part.zero ? fromZero(part.lines) : "normal" })
       : axis({ domain, title: { text: t(`lane.${part.key}`), font: { size: 11 } }, range: [0, 1], showticklabels: false, ticks: "", showgrid: false, zeroline: false });
     part.lines.forEach(([name, series], place_) => traces.push(...(part.match ? lines(name, series, part, place_, suffix) : [lane(name, series, part.key, suffix)])));
   });
@@ -75,7 +77,7 @@ async function plot(place, all, events, chosen, state, redraw) {
   const span = found.flatMap(([, series]) => [series.time[0], series.time.at(-1)]);
   const marks = events.filter((event) => MARKED.test(event.topic) && Date.parse(event.time) / 1000 >= Math.min(...span)).slice(0, 60);
   await Plotly.react(place, traces, layout({
-    ...axes, height: pixels, bargap: 0, uirevision: chosen,
+    ...axes, height: pixels, margin: { l: 56, r: 16, t: 8, b: below }, legend: { orientation: "h", yanchor: "top", y: -44 / plotted, font: { size: 11 } }, bargap: 0, uirevision: chosen,
     xaxis: axis({ type: "date", anchor: bottom, ...(state.window ? { range: state.window.map((second) => new Date(second * 1000)) } : {}) }),
     shapes: marks.map((event) => ({ type: "line", xref: "x", yref: "paper", x0: event.time, x1: event.time, y0: 0, y1: 1, line: { width: 1, dash: "dot", color: colour(severity(event)) } })),
     annotations: marks.slice(0, 25).map((event) => ({ x: event.time, y: 1, xref: "x", yref: "paper", text: "▼", hovertext: `${event.topic}: ${describe(event)}`, showarrow: false, yanchor: "bottom", font: { size: 9, color: colour(severity(event)) } })),
@@ -88,6 +90,9 @@ async function plot(place, all, events, chosen, state, redraw) {
     });
   }
 }
+
+// From 0 upwards; where all is 0 the library would draw -1 to 1.
+const fromZero = (lines_) => (lines_.some(([, series]) => series.max.some((value) => value > 0)) ? "tozero" : "nonnegative");
 
 function label(name) {
   const short = name.replace(/^gpu\.(\d+)\./, "").replace(/^host\.temperature\./, "").replace(/^process\.(.*)\.rss$/, "$1");

@@ -2,13 +2,15 @@
 
 import * as api from "../api.js";
 import { columns, h, meter, replace, table } from "../dom.js";
+import { answers } from "../health.js";
 import { store, subscribe } from "../store.js";
 import { bytes, milliseconds, number, t } from "../text.js";
 
 const CLASS = { READY: "good", LOADING: "notice", UNLOADING: "notice", UNAVAILABLE: "bad" };
 
 export function state(model) {
-  return h("span", { class: `pill ${CLASS[model.state] ?? "off"}`, title: model.reason || null }, t(`state.${model.state || "UNLOADED"}`),
+  const shown = model.state === "READY" && !answers(model) ? "UNAVAILABLE" : model.state;
+  return h("span", { class: `pill ${CLASS[shown] ?? "off"}`, title: model.reason || null }, t(`state.${shown || "UNLOADED"}`),
     model.state === "LOADING" && model.detail ? ` ${model.detail}` : "");
 }
 

@@ -1,7 +1,7 @@
 // Is it healthy, in one glance and one sentence; the few numbers that matter; the models; what happened last.
 
 import * as api from "../api.js";
-import { h, replace, spark, table } from "../dom.js";
+import { h, prose, replace, spark, table } from "../dom.js";
 import { health } from "../health.js";
 import { store, subscribe } from "../store.js";
 import { bytes, duration, milliseconds, number, t } from "../text.js";
@@ -37,7 +37,7 @@ function drawVerdict(place) {
   const found = health(store.snapshot);
   place.className = `panel verdict ${found.severity}`;
   replace(place, h("div", {}, h("p", {}, h("strong", {}, found.sentence)),
-    found.found.length ? h("ul", {}, found.found.map((item) => h("li", { class: item.severity }, item.text))) : null));
+    found.found.length ? h("ul", {}, found.found.map((item) => h("li", { class: item.severity }, item.text, item.fix ? h("span", { class: "fix" }, " → ", prose(item.fix)) : null))) : null));
 }
 
 function tile(name, value, unit, more, trail) {
@@ -53,10 +53,16 @@ function drawTiles(place) {
     tile(t("tile.p99"), p99, p99Unit, t("tile.p99_more"), store.trail.get("p99_us")),
   ];
   for (const gpu of gpus.filter((one) => one.state !== "OK"))
-    found.push(h("div", { class: "panel tile" }, h("div", { class: "name" }, `GPU ${gpu.index} · ${gpu.name}`), h("div", { class: "value bad" }, gpu.state), h("div", { class: "more" }, gpu.action)));
+    found.push(h("div", { class: "panel tile" }, h("div", { class: "name" }, `GPU ${gpu.index} · ${gpu.name}`), h("div", { class: "value bad" }, t(`gpu.${gpu.state}`)), h("div", { class: "more" }, prose(gpu.action))));
   for (const gpu of gpus) for (const [what, unit] of GPU_TILES) {
     const name = `gpu.${gpu.index}.${what}`;
-    if (typeof readings[name] === "number") found.push(reading(name, `GPU ${gpu.index} · ${t(`reading.${what}`)}`, unit, readings[name], gpu.name));
+    const title = `GPU ${gpu.index} · ${t(`reading.${what}`)}`;
+    if (typeof readings[name] === "number") found.push(reading(name, title, unit, readings[name], gpu.integrated && what === "memory.used" ? `${gpu.name} · ${t("gpu.hosts_memory")}` : gpu.name));
+    else if (gpu.state === "OK" && gpu.missing?.[what]) found.push(tile(title, "–", "", gpu.missing[what]));
+  }
+  for (const gpu of gpus) for (const one of gpu.mig ?? []) {
+    const [used, unit] = bytes(one.used).split(" ");
+    found.push(tile(`GPU ${gpu.index} · MIG ${one.index}`, used, unit, t("mig.of", { total: bytes(one.total) })));
   }
   if (typeof processor === "number") found.push(tile(t("reading.processor_temperature"), number(processor), "°C", "", store.trail.get("processor_temperature")));
   for (const [name, unit] of HOST_TILES) if (typeof readings[name] === "number") found.push(reading(name, t(`reading.${name}`), unit, readings[name]));
