@@ -15,19 +15,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from appliance.config import Config, ConfigError, credentials_dir, load, recorder_path, resolve_runtime_dir
+from appliance.config import Config, recorder_path, resolve_runtime_dir
 from appliance.core.watchdog import Watchdog
 from appliance.host import reload, systemd
 from appliance.host.allocator import keep_freed_memory
 from appliance.host.listeners import Listeners
 from appliance.host.sandbox import Sandbox
 from appliance.observability import logs
+from appliance.reloading import Reloading
 from appliance.workers.link import WorkerLink
 from appliance.workers.supervisor import Supervisor
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from appliance.health import Health
     from appliance.lifecycle.leaks import LeakWatch
     from appliance.lifecycle.manager import Manager
+    from appliance.lifecycle.memory import ModelMemory
     from appliance.observability.events import EventBus
     from appliance.observability.metrics import Metrics
     from appliance.recording.recorder import Recorder
@@ -69,9 +70,6 @@ LAST_REQUEST_S = 0.25
 HOLD_S = 15.0
 """How long clients that wait at listeners which outlived the last process wait on for models to load; then they are told."""
 
-RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
-"""Top-level keys that a reload changes; the others need a restart, and a reload says so."""
-
 
 class Daemon:
     """The running appliance."""
@@ -84,7 +82,7 @@ class Daemon:
         runtime_dir: Path,
         listeners: Listeners,
     ) -> None:
-        self._config = config
+        self._given = config
         self._config_path = config_path
         self._supervisor = supervisor
         self._runtime_dir = runtime_dir
@@ -103,9 +101,13 @@ class Daemon:
         self._listeners = listeners
         self._watchdog = Watchdog(config.workers.stall_limit_s)
         self._stalled = ""
-        self._reloads = 0
         self._reload_wanted = asyncio.Event()
-        self._reloading: asyncio.Task[None] | None = None
+        self._reloading: Reloading | None = None
+
+    @property
+    def _config(self) -> Config:
+        """What is in force."""
+        return self._given if self._reloading is None else self._reloading.config
 
     async def serve(self) -> int:
         """Start, serve until a signal, drain, stop; the exit code."""
@@ -129,12 +131,10 @@ class Daemon:
         return EXIT_OK
 
     async def _start(self, begun: float) -> None:
-        from appliance.core.memory_budget import HOST, MemoryBudget
         from appliance.core.slope import SlopePolicy
         from appliance.lifecycle.compilation import ModelCompiler, engines_path
         from appliance.lifecycle.leaks import LeakWatch
         from appliance.lifecycle.manager import Manager
-        from appliance.lifecycle.memory import ModelMemory, host_capacity
         from appliance.lifecycle.repository import Repository
         from appliance.observability.events import EventBus
         from appliance.scheduling.governor import Governor, policy_of
@@ -162,20 +162,7 @@ class Daemon:
                 else None
             ),
             governor=self._governor,
-            memory=(
-                ModelMemory(
-                    MemoryBudget(
-                        {HOST: host_capacity(config.memory.host_reserve_mb)}
-                        | health.gpu_capacity(config.memory.gpu_reserve_mb)
-                    ),
-                    events,
-                    peaks=engines_path(config) / "memory-peaks.json",
-                    measure=health.measure,
-                    integrated=health.integrated(),
-                )
-                if config.memory.enabled
-                else None
-            ),
+            memory=self._memory(events, health) if config.memory.enabled else None,
         )
         self._service = Service(self._manager, events, self._governor, health)
         health.attach(self._manager.generations, self._service.figures)
@@ -187,6 +174,38 @@ class Daemon:
         systemd.status(f"loading {len(names)} models")
         if self._listeners.inherited:
             await self._settle(HOLD_S)
+        await self._listen(metrics, records, events)
+        self._refuse_strays()
+        self._tick = asyncio.create_task(self._ticks(), name="tick")
+        log.info(
+            "daemon.listening",
+            extra={"fields": {"addresses": self.addresses, "models": list(names), "pid": os.getpid()}},
+        )
+        await self._settle()
+        _settle_memory()
+        self._reloading = Reloading(
+            config,
+            self._config_path,
+            self._runtime_dir,
+            wanted=self._reload_wanted,
+            manager=self._manager,
+            service=self._service,
+            settle=self._settle,
+            tell=self._tell,
+        )
+        self._reloading.start()
+        systemd.ready(self._service.status_line())
+        log.info(
+            "daemon.ready",
+            extra={"fields": {"seconds": round(time.monotonic() - begun, 3), "status": self._service.status_line()}},
+        )
+        if sys.stderr.isatty():
+            self._greet()
+
+    async def _listen(self, metrics: Metrics, records: Records | None, events: EventBus) -> None:
+        """Open both faces, as far as they are configured."""
+        assert self._service is not None
+        config = self._config
         if config.http.enabled:
             from appliance.transports.http import HttpTransport
 
@@ -218,23 +237,22 @@ class Daemon:
             counters = self._zmq.counters
             metrics.zmq = lambda: msgspec.structs.asdict(counters)
             await self._zmq.start()
-        self._refuse_strays()
-        self._tick = asyncio.create_task(self._ticks(), name="tick")
-        log.info(
-            "daemon.listening",
-            extra={"fields": {"addresses": self.addresses, "models": list(names), "pid": os.getpid()}},
+
+    def _memory(self, events: EventBus, health: Health) -> ModelMemory:
+        """The ledger in which models are booked before they are loaded, with what host and GPUs have now."""
+        from appliance.core.memory_budget import HOST, MemoryBudget
+        from appliance.lifecycle.compilation import engines_path
+        from appliance.lifecycle.memory import ModelMemory, host_capacity
+
+        reserve = self._config.memory
+        capacity = {HOST: host_capacity(reserve.host_reserve_mb)} | health.gpu_capacity(reserve.gpu_reserve_mb)
+        return ModelMemory(
+            MemoryBudget(capacity),
+            events,
+            peaks=engines_path(self._config) / "memory-peaks.json",
+            measure=health.measure,
+            integrated=health.integrated(),
         )
-        await self._settle()
-        _settle_memory()
-        self._reloading = asyncio.create_task(self._reloads_on_demand(), name="reload")
-        self._tell_reload(ok=True)
-        systemd.ready(self._service.status_line())
-        log.info(
-            "daemon.ready",
-            extra={"fields": {"seconds": round(time.monotonic() - begun, 3), "status": self._service.status_line()}},
-        )
-        if sys.stderr.isatty():
-            self._greet()
 
     def _measure(self, service: Service, health: Health) -> Metrics:
         """What `/metrics` reads, as far as it exists; the faces are added when they listen."""
@@ -361,63 +379,8 @@ class Daemon:
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the configuration again; on any error keep the old one and say why. One at a time, in a task of its own."""
+        """Read the configuration again; on any error keep the old one and say why."""
         self._reload_wanted.set()
-
-    async def _reloads_on_demand(self) -> None:
-        while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
-            assert self._service is not None
-            before = self._broken()
-            self._reloads += 1
-            try:
-                notes = self._reconfigure()
-            except (ConfigError, OSError) as error:
-                log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
-                self._tell("config.refused", "error", reason=str(error))
-                problems = (
-                    [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
-                )
-                self._tell_reload(ok=False, problems=problems)
-                continue
-            await self._settle()
-            systemd.ready(self._service.status_line())
-            failed = sorted(self._broken() - before)
-            self._tell_reload(ok=not failed, problems=failed, notes=notes)
-
-    def _broken(self) -> set[str]:
-        """The models that cannot serve, with their reasons."""
-        assert self._service is not None
-        return {
-            f"model {entry.name} {entry.version}: {entry.reason}"
-            for entry in self._service.index()
-            if entry.state == "UNAVAILABLE" and entry.reason not in ("", "unloaded")
-        }
-
-    def _tell_reload(self, *, ok: bool, problems: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
-        outcome = reload.Outcome(os.getpid(), self._reloads, ok, tuple(problems), tuple(notes))
-        try:
-            reload.write(self._runtime_dir, outcome)
-        except OSError as error:
-            log.error("config.reload_untold", extra={"fields": {"reason": str(error)}})
-
-    def _reconfigure(self) -> list[str]:
-        """Put what is on disk into force; the keys that only a restart would. ConfigError or OSError: nothing has changed."""
-        config = load(self._config_path, credentials=credentials_dir())
-        systemd.reloading()
-        assert self._manager is not None
-        self._manager.reconfigure(config.repository, config.drain_timeout_s)
-        needs_restart = [
-            key
-            for key in config.__struct_fields__
-            if key not in RELOADABLE and getattr(config, key) != getattr(self._config, key)
-        ]
-        logs.configure(config.log.format, config.log.level)
-        log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
-        self._tell("config.reloaded", needs_restart=needs_restart)
-        self._config = config
-        return needs_restart
 
     def _tell(self, kind: str, severity: str = "info", **fields: Any) -> None:
         """Record something of the daemon's own."""
@@ -494,9 +457,10 @@ class Daemon:
 
     async def _close(self) -> None:
         """Close what was opened; works after half a start."""
-        for task in (self._tick, self._reloading):
-            if task is not None:
-                task.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
+        if self._reloading is not None:
+            self._reloading.close()
         if self._http is not None:
             await self._http.drain()
             await self._http.close()

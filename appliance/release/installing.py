@@ -91,7 +91,7 @@ class Installer:
     def install(self, reader: Reader, *, allow_older: bool = False) -> Installed:
         """Install the bundle; RolledBackError if its release did not become ready, BundleError if it was refused."""
         manifest, state = reader.manifest, read_state(self._box)
-        if state.pending is not None:
+        if state.pending is not None and state.pending.previous:
             raise BundleError(
                 f"the installation of {state.pending.version} was cut off", "`appliance bundle rollback` takes it back"
             )
@@ -103,6 +103,9 @@ class Installer:
         shutil.rmtree(self._box.incoming, ignore_errors=True)
         try:
             unpack(reader, self._box.incoming)
+            if state.pending is not None:
+                # a first release that was cut off: there is nothing to go back to, so it is begun anew
+                contents.take_away(self._box, state.pending.added)
             if manifest.kind != "models":
                 self._release.prepare(manifest.version, self._box.incoming)
             return self._try(manifest, state)
@@ -128,11 +131,15 @@ class Installer:
 
     def _try(self, manifest: Manifest, state: State) -> Installed:
         previous = self._release.current()
-        tried = Installed(manifest.version, previous)
+        # the same release again, for its models or after a cut: going back leads to where that one led
+        again = manifest.kind != "models" and previous == manifest.version
+        before = state.current if state.current is not None and state.current.version == manifest.version else None
+        back = previous if not again else before.previous if before is not None else ""
+        tried = Installed(manifest.version, back)
 
         def remember(done: Installed) -> None:
             nonlocal tried
-            tried = msgspec.structs.replace(done, previous=previous)
+            tried = msgspec.structs.replace(done, previous=back)
             write_state(self._box, State(state.floor, state.current, tried))
 
         remember(tried)
@@ -141,7 +148,7 @@ class Installer:
             remember(contents.put(self._box, manifest, self._box.incoming, self._note, remember))
             if wanted != previous:
                 self._release.switch(wanted)
-            if wanted and not previous:
+            if wanted and (not previous or state.pending is not None):
                 self._service.enable()
             elif self._release.restarts_by_itself and wanted != previous:
                 self._service.start()
@@ -158,11 +165,13 @@ class Installer:
             return tried
         floor = manifest.version if not state.floor or versions.older(state.floor, manifest.version) else state.floor
         write_state(self._box, State(floor, tried))
-        self._release.forget({wanted, previous})
+        self._release.forget({wanted, back})
         return tried
 
     def _fail(self, tried: Installed, state: State, reason: str) -> None:
         if not tried.previous:
+            contents.take_away(self._box, tried.added)
+            write_state(self._box, State(state.floor, state.current))
             raise BundleError(
                 f"{reason}, and there is none to go back to",
                 "`journalctl -u appliance` says why; install another bundle",

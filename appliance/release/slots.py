@@ -41,10 +41,13 @@ class Slots:
         return (self._folder / version / COMPLETE).is_file()
 
     def prepare(self, version: str, unpacked: Path) -> None:
-        """Build the release's environment from the bundle's wheels, without a network. BundleError leaves no slot."""
+        """Build the release's environment from the bundle's wheels, without a network. BundleError leaves no slot.
+
+        The release that runs stays as it is.
+        """
         slot = self._folder / version
-        if version == self.current():
-            raise BundleError(f"release {version} is running", "there is nothing to install")
+        if version == self.current() and self.holds(version):
+            return
         shutil.rmtree(slot, ignore_errors=True)
         wheels = sorted((unpacked / "release").glob("*.whl"))
         pip = next((wheel for wheel in wheels if wheel.name.startswith("pip-")), None)

@@ -29,6 +29,12 @@ def target() -> environment.Target:
     return environment.TARGETS[fields["VERSION_ID"]]
 
 
+def need_its_python() -> None:
+    """Skips where this process has another Python than the Debian under test: its wheels would not run here."""
+    if sys.version_info[:2] != tuple(int(part) for part in target().python.split(".")):
+        pytest.skip(f"the pinned wheels at hand are for Python {target().python}")
+
+
 def tree_python(folder: Path) -> Path:
     """A program that runs the Python of the tree under test, with that tree's libraries."""
     program = folder / "python"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.packaging.conftest import project_wheel
+from tests.packaging.conftest import need_its_python, project_wheel
 from tools.distribution.build_wheel import ROOT
 
 pytestmark = pytest.mark.slow
@@ -92,6 +92,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, wheelhouse: Path) -> Any:
+    need_its_python()
     site = Site(tmp_path, wheelhouse)
     yield site
     site.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.house import House
-from tests.packaging.conftest import target
+from tests.packaging.conftest import need_its_python
 from tools.distribution import environment
 from tools.distribution.build_wheel import ROOT, build
 
@@ -34,8 +34,7 @@ print(Client(sys.argv[1]).infer("digits", {"image": np.zeros((1, 28, 28, 1), np.
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Both archives, by kind."""
-    if sys.version_info[:2] != tuple(int(part) for part in target().python.split(".")):
-        pytest.skip(f"the pinned wheels at hand are for Python {target().python}")
+    need_its_python()
     archives = build(tmp_path_factory.mktemp("dist"))
     return {"sdist" if path.name.endswith(".tar.gz") else "wheel": path for path in archives}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.release import archive
-from appliance.release.box import Box, State, read_state, this_box, write_state
+from appliance.release.box import Box, Installed, State, read_state, this_box, write_state
 from appliance.release.errors import BundleError
 from appliance.release.installing import Installer, RolledBackError
 from appliance.release.manifest import Target
@@ -131,6 +131,35 @@ def test_the_first_release_of_a_box_is_started_with_every_boot_and_a_later_one_l
     house.service.enabled = False
     house.install("1.1.0")
     assert not house.service.enabled
+
+
+def test_a_first_release_that_breaks_or_is_cut_off_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -> None:
+    house = House(tmp_path, running="", breaks={"1.0.0"})
+    with pytest.raises(BundleError, match="none to go back to"):
+        house.install("1.0.0", MODEL)
+    assert house.files() == {}
+    house.install("1.0.1", MODEL)
+    assert house.service.runs == "1.0.1"
+
+    cut = House(tmp_path / "cut", running="")
+    write_state(cut.box, State("", None, Installed("1.0.0")))
+    cut.install("1.0.0", MODEL)
+    assert (cut.service.runs, cut.service.enabled) == ("1.0.0", True)
+    assert read_state(cut.box).pending is None
+
+
+def test_the_same_release_again_leaves_the_way_back_where_it_led(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.install("1.1.0")
+    house.install("1.1.0", MODEL)
+    assert house.release.held == {"1.0.0", "1.1.0"}
+    assert house.installer().roll_back() == "1.0.0"
+
+    first = House(tmp_path / "first", running="1.0.0")
+    first.install("1.0.0", MODEL)
+    with pytest.raises(BundleError, match="no release to go back to"):
+        first.installer().roll_back()
+    assert first.files() != {}
 
 
 def test_one_command_goes_back_and_takes_away_what_the_release_added(tmp_path: Path) -> None:
