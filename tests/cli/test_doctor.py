@@ -57,12 +57,12 @@ def test_a_failed_model_and_a_finding_of_the_sensors_are_named(config: Config) -
     status = {
         "status": {"ready": False, "line": "0 models ready", "version": "0.1.0"},
         "models": [{"name": "m", "version": "1", "detail": "FAILED", "reason": "no such operator"}],
-        "findings": [{"severity": "error", "text": "GPU 0 is lost", "fix": "reboot"}],
+        "findings": [{"code": "gpu-lost", "severity": "error", "text": "GPU 0 is lost", "fix": "reboot"}],
     }
     found = list(doctor._running(patient(config, status=status)))
     assert [finding.grade for finding in found] == ["error", "error", "error"]
     assert "no such operator" in found[1].text
-    assert found[2].fix == "reboot"
+    assert (found[2].fix, found[2].see) == ("reboot", "operations.md#gpu-lost")
 
 
 @pytest.fixture
@@ -156,7 +156,9 @@ def test_a_bad_configuration_is_the_finding(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("APPLIANCE_CONFIG", str(file))
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
-    assert "did you mean 'port'" in done.stdout.replace("\n", " ")
+    told = " ".join(done.stdout.split())
+    assert "did you mean 'port'" in told
+    assert "see operations.md#configuration-refused" in told
 
 
 def test_a_record_that_was_put_away_and_one_that_does_not_record_are_found(config: Config) -> None:
