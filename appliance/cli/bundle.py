@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -250,17 +251,34 @@ def status(root: Root = Path("/"), as_json: JSON = False) -> None:
     with _words():
         box = Box(root)
         state = read_state(box)
+        release = _release(box)
     if as_json:
-        print_json(msgspec.to_builtins(state))
+        print_json({"release": release, **msgspec.to_builtins(state)})
         return
-    current = state.current
-    typer.echo(f"release {current.version}" if current else "no bundle was installed")
-    if current and current.previous:
-        typer.echo(f"kept: {current.previous}")
+    typer.echo(f"release {release}" if release else "no release is installed below this root")
+    last = state.current
+    if last is None:
+        typer.echo("no bundle was installed")
+    elif last.version != release:
+        # one of models only, or somebody has used dpkg since
+        typer.echo(f"last bundle: {last.version}")
+    elif last.previous and last.previous != release:
+        typer.echo(f"kept: {last.previous}")
     if state.floor:
         typer.echo(f"nothing older than {state.floor} is installed unasked")
     if state.pending:
         typer.echo(f"cut off: the installation of {state.pending.version}; `appliance bundle rollback` takes it back")
+
+
+def _release(box: Box) -> str:
+    """What is installed, by whichever way; empty if nothing is."""
+    from appliance.release.debian import Packages
+    from appliance.release.slots import Slots
+
+    by_slot = Slots(box).current()
+    if by_slot or box.root != Path("/") or not shutil.which("dpkg-query"):
+        return by_slot
+    return Packages(box).current()
 
 
 def _installer(root: Path, kind: str, restart: str, ready_timeout_s: float) -> Installer:

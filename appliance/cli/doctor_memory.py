@@ -190,7 +190,9 @@ def judge(device: str, wants: list[Want], capacity: int | None, config: Config) 
     parts = {want.name: want.bytes_by_device[device] for want in wants if want.bytes_by_device.get(device)}
     total = sum(parts.values())
     guessed = sum(not want.known for want in wants if want.name in parts)
-    told = f"{len(parts)} model version{'' if len(parts) == 1 else 's'} take {size(total)}"
+    told = (
+        f"1 model version takes {size(total)}" if len(parts) == 1 else f"{len(parts)} model versions take {size(total)}"
+    )
     if guessed:
         told += f" ({guessed} of them estimated from the file)"
     if capacity is None:

@@ -82,7 +82,15 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         return (name, "", "", "", "nothing recorded")
     lows = (value for value in columns["min"] if value is not None)
     highs = (value for value in columns["max"] if value is not None)
-    return (name, f"{min(lows):g}", f"{sum(means) / len(means):.4g}", f"{max(highs):g}", sparkline(columns["mean"]))
+    return (name, number(min(lows)), number(sum(means) / len(means)), number(max(highs)), sparkline(columns["mean"]))
+
+
+def number(value: float) -> str:
+    """Four digits that count, and an SI prefix for what is large: 61.21M rather than 6.12106e+07."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= factor:
+            return f"{value / factor:.4g}{prefix}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def _csv(found: dict[str, Any]) -> None:

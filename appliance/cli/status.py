@@ -133,8 +133,13 @@ def events(
         print_json(found)
         return
     for event in found["events"]:
-        fields = " ".join(f"{key}={value}" for key, value in event["fields"].items())
+        fields = " ".join(f"{key}={_readable(key, value)}" for key, value in event["fields"].items())
         typer.echo(f"{clock(event['time'])}  {event['severity']:<8} {event['kind']:<18} {fields}")
+
+
+def _readable(key: str, value: Any) -> Any:
+    """Moments as a person on site reads them."""
+    return clock(value).replace(" ", "T") if key == "last_heard" and isinstance(value, float) else value
 
 
 def _follow(url: str | None, limit: int | None, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from appliance.cli import bugreport
 from appliance.cli.bugreport import redact, redact_text
-from appliance.cli.history import sparkline
+from appliance.cli.history import number, sparkline
 from appliance.cli.main import app
 from appliance.cli.records import moment
 from appliance.core.energy import EnergyWindow, ModelShare
@@ -72,6 +72,14 @@ def test_history_is_a_sparkline_csv_or_json(file: Path) -> None:
     assert json.loads(output("history", "gpu.temperature", "--json"))["tier_s"] == 1
     assert output("history").strip() == "gpu.temperature"
     assert "nothing recorded" in output("history", "no.such")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (61.0, "61"), (-3.14159, "-3.142"), (99999.4, "99999"), (61_210_624.0, "61.21M"), (3.2e9, "3.2G")],
+)
+def test_numbers_are_read_at_a_glance(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 def test_energy_has_its_price_and_an_estimate_is_called_one(file: Path) -> None:

@@ -1,0 +1,53 @@
+"""`bundle status`: the release that is there, whichever way it came, and the last bundle, which may be another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from appliance.cli.main import app
+from appliance.release.box import Box, Installed, State, write_state
+
+
+def status(root: Path, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["bundle", "status", "--root", str(root), *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def runs(root: Path, version: str) -> None:
+    """That release's slot is in place."""
+    slot = root / "usr/lib/appliance/releases" / version
+    slot.mkdir(parents=True, exist_ok=True)
+    current = root / "usr/lib/appliance/current"
+    current.unlink(missing_ok=True)
+    current.symlink_to(Path("releases") / version)
+
+
+def test_a_bare_root_has_neither(tmp_path: Path) -> None:
+    assert status(tmp_path).splitlines() == ["no release is installed below this root", "no bundle was installed"]
+    assert json.loads(status(tmp_path, "--json")) == {"release": "", "floor": "", "current": None, "pending": None}
+
+
+def test_the_release_that_runs_is_named_with_the_one_that_is_kept(tmp_path: Path) -> None:
+    runs(tmp_path, "2.0.0")
+    write_state(Box(tmp_path), State("2.0.0", Installed("2.0.0", "1.0.0")))
+    assert status(tmp_path).splitlines() == [
+        "release 2.0.0",
+        "kept: 1.0.0",
+        "nothing older than 2.0.0 is installed unasked",
+    ]
+
+
+def test_a_bundle_of_models_is_not_taken_for_the_release(tmp_path: Path) -> None:
+    runs(tmp_path, "2.0.0")
+    write_state(Box(tmp_path), State("2.0.0", Installed("2026.11.25", "2.0.0")))
+    assert status(tmp_path).splitlines()[:2] == ["release 2.0.0", "last bundle: 2026.11.25"]
+
+
+def test_an_installation_that_was_cut_off_says_how_to_take_it_back(tmp_path: Path) -> None:
+    runs(tmp_path, "2.0.0")
+    write_state(Box(tmp_path), State("", Installed("2.0.0"), Installed("3.0.0", "2.0.0")))
+    assert "cut off: the installation of 3.0.0; `appliance bundle rollback` takes it back" in status(tmp_path)
