@@ -119,12 +119,16 @@ class Daemon:
             self._stop_reason = f"start failed: {error}"
             systemd.failed(str(error), error.errno or 0)
             await self._close()
-            wrong = FileNotFoundError | NotADirectoryError | StrayListenerError
-            return EXIT_CONFIG if isinstance(error, wrong) else EXIT_DEVICE
+            return _status_of(error)
         try:
             await self._stop.wait()
         finally:
-            await self._drain()
+            try:
+                await self._drain()
+            except OSError as error:
+                # what cannot be closed in good order is no reason to stay down
+                log.exception("daemon.drain_failed")
+                self._stalled = self._stalled or f"the end was not in good order: {error}"
         if self._stalled:
             systemd.failed(self._stalled)
             return EXIT_BUG
@@ -379,8 +383,9 @@ class Daemon:
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the configuration again; on any error keep the old one and say why."""
-        self._reload_wanted.set()
+        """Read the configuration again; on any error keep the old one and say why. Too late once it has been told to stop."""
+        if not self._stop.is_set():
+            self._reload_wanted.set()
 
     def _tell(self, kind: str, severity: str = "info", **fields: Any) -> None:
         """Record something of the daemon's own."""
@@ -460,7 +465,7 @@ class Daemon:
         if self._tick is not None:
             self._tick.cancel()
         if self._reloading is not None:
-            self._reloading.close()
+            await self._reloading.close()
         if self._http is not None:
             await self._http.drain()
             await self._http.close()
@@ -480,6 +485,12 @@ class Daemon:
 
 class StrayListenerError(OSError):
     """A socket unit and the configuration contradict each other."""
+
+
+def _status_of(error: OSError) -> int:
+    """78 if only another configuration can mend it; else 75, since what is short now may be there at the next start."""
+    wrong = FileNotFoundError | NotADirectoryError | PermissionError | StrayListenerError
+    return EXIT_CONFIG if isinstance(error, wrong) else EXIT_DEVICE
 
 
 def _endpoint(configured: str, default: str) -> str | None:
@@ -514,7 +525,7 @@ def run(config: Config, config_path: Path | None = None) -> int:
     except OSError as error:
         log.error("daemon.failed", extra={"fields": {"reason": str(error)}})
         systemd.failed(str(error), error.errno or 0)
-        return EXIT_CONFIG
+        return _status_of(error)
     except Exception:
         log.exception("daemon.bug")
         return EXIT_BUG

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RELOADABLE = frozenset({"repository", "log", "drain_timeout_s"})
-"""Top-level keys that a reload changes; the others need a restart, and a reload says so."""
+"""Top-level keys that a reload changes; the others, and the place of the repository, need a restart, and a reload says so."""
 
 
 class Reloading:
@@ -60,29 +60,38 @@ class Reloading:
         self._task = asyncio.create_task(self._on_demand(), name="reload")
         self._answer(ok=True)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """No more of it."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _on_demand(self) -> None:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            before = self._broken()
             self._number += 1
+            self._answer(running=True)
             try:
-                notes = self._reconfigure()
+                await self._reload()
             except (ConfigError, OSError) as error:
                 log.error("config.reload_refused", extra={"fields": {"reason": str(error)}})
                 self._tell("config.refused", "error", reason=str(error))
                 problems = error.problems if isinstance(error, ConfigError) else [error]
                 self._answer(ok=False, problems=[str(problem) for problem in problems])
-                continue
-            await self._settle()
+            except Exception as error:
+                # a bug of ours: who asks again must be answered, too
+                log.exception("config.reload_failed")
+                self._answer(ok=False, problems=[f"a bug in the appliance, {type(error).__name__}: see its log"])
+            # also after a no: systemd may have been told that a reload had begun
             systemd.ready(self._service.status_line())
-            failed = sorted(self._broken() - before)
-            self._answer(ok=not failed, problems=failed, notes=notes)
+
+    async def _reload(self) -> None:
+        before = self._broken()
+        notes = self._reconfigure()
+        await self._settle()
+        failed = sorted(self._broken() - before)
+        self._answer(ok=not failed, problems=failed, notes=notes)
 
     def _broken(self) -> set[str]:
         """The models that cannot serve, with their reasons."""
@@ -92,8 +101,10 @@ class Reloading:
             if entry.state == "UNAVAILABLE" and entry.reason not in ("", "unloaded")
         }
 
-    def _answer(self, *, ok: bool, problems: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
-        outcome = reload.Outcome(os.getpid(), self._number, ok, tuple(problems), tuple(notes))
+    def _answer(
+        self, *, ok: bool = True, problems: Sequence[str] = (), notes: Sequence[str] = (), running: bool = False
+    ) -> None:
+        outcome = reload.Outcome(os.getpid(), self._number, ok, tuple(problems), tuple(notes), running)
         try:
             reload.write(self._runtime_dir, outcome)
         except OSError as error:
@@ -109,6 +120,8 @@ class Reloading:
             for key in config.__struct_fields__
             if key not in RELOADABLE and getattr(config, key) != getattr(self.config, key)
         ]
+        if config.repository.path != self.config.repository.path:
+            needs_restart.append("repository.path")
         logs.configure(config.log.format, config.log.level)
         log.info("config.reloaded", extra={"fields": {"needs_restart": needs_restart}})
         self._tell("config.reloaded", needs_restart=needs_restart)

@@ -22,13 +22,17 @@ POLL_S = 0.02
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How the `number`th reload of process `pid` ended. `problems`: why not, in sentences; `notes`: what a restart would add."""
+    """How the `number`th reload of process `pid` ended. `problems`: why not, in sentences; `notes`: what a restart would add.
+
+    `running`: it has begun and not ended; nothing else of it counts yet.
+    """
 
     pid: int
     number: int
     ok: bool = True
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    running: bool = False
 
 
 class NobodyError(Exception):
@@ -73,11 +77,13 @@ def ask(runtime_dir: Path, pid: int | None, timeout_s: float) -> Outcome:
         if before is None:
             raise NobodyError(f"no appliance has served in {runtime_dir}")
         pid = pid or before.pid
+        # not the one that still runs for an asker who has gone: it may have read the file before it was changed
+        wanted = before.number + 1 if before.pid == pid else 1
         try:
             os.kill(pid, signal.SIGHUP)
             while True:
                 now = read(runtime_dir)
-                if now is not None and now.pid == pid and (before.pid != pid or now.number > before.number):
+                if now is not None and now.pid == pid and now.number >= wanted and not now.running:
                     return now
                 if time.monotonic() > deadline:
                     raise TimeoutError

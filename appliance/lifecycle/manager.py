@@ -90,10 +90,15 @@ class Manager:
         return names
 
     def reconfigure(self, config: RepositoryConfig, drain_timeout_s: float) -> None:
-        """A reload: look at the disk again, load what is new or changed, unload what is gone from disk or list."""
+        """A reload: look at the disk again, load what is new or changed, unload what is gone from disk or list.
+
+        OSError: the folder cannot be read, and nothing has changed.
+        """
+        if self._closed:
+            return
+        folders = self._repository.scan()
         self._config = config
         self._drain_timeout_s = drain_timeout_s
-        folders = self._repository.scan()
         names = set(folders) if config.load == "all" else {ModelName(name) for name in config.models}
         for name in names | {name for name, model in self._models.items() if model.aspired}:
             model = self._model(name)

@@ -79,6 +79,16 @@ def test_many_who_ask_at_once_have_an_answer_each(tmp_path: Path, server: Server
     assert sorted(found) == [1, 2, 3, 4, 5]
 
 
+def test_the_outcome_of_a_reload_whose_asker_has_gone_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 4th still runs when somebody asks: it may have read the file before it was changed, and ends well; the 5th does not."""
+    reload.write(tmp_path, Outcome(41, 4, running=True))
+    answers = iter([Outcome(41, 4), Outcome(41, 5, running=True), Outcome(41, 5, False, ("wrong",))])
+    monkeypatch.setattr(os, "kill", lambda pid, number: number or reload.write(tmp_path, next(answers)))
+    assert reload.ask(tmp_path, 41, LONG_S) == Outcome(41, 5, False, ("wrong",))
+
+
 def test_one_that_ends_meanwhile_is_nobody(tmp_path: Path) -> None:
     server = Server(tmp_path, "dies")
     reaper = threading.Thread(target=server.process.wait)
