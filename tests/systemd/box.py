@@ -3,6 +3,12 @@
 `start` takes about a second and `stop` is a power cut. Skips, with the exact reason, where the host cannot: no root, no
 cgroup2, no systemd or dbus, no namespaces. Boxes share nothing but the kernel and its processors: several run at once, from one
 process or from many, and every wait for one has an end that says what was waited for.
+
+APPLIANCE_TEST_TREE names another distribution's root, whose systemd is booted instead of this machine's own, with this machine's
+Python in it. `.ci/run` makes one of Debian 13 (systemd 257) where it can; by hand, as root:
+
+    mmdebstrap --variant=minbase --include=systemd,systemd-sysv,dbus,libnss-systemd,polkitd trixie /srv/trixie
+    APPLIANCE_TEST_TREE=/srv/trixie .venv/bin/python -m pytest -m slow tests/systemd
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +43,7 @@ ENVIRONMENT = {
     "HOME": "/root",
 }
 TREE = os.environ.get("APPLIANCE_TEST_TREE", "/")
-"""Another distribution's root, made by `mmdebstrap --include=systemd,systemd-sysv,dbus,libnss-systemd`; else the host's own."""
+"""The root that is booted: the host's own, or that of another distribution."""
 
 INSTALL = """set -e
 if [ -d /usr/lib/appliance-python/lib ]; then
@@ -65,18 +72,71 @@ def why_not() -> str:
     for path in (f"{TREE}/lib/systemd/systemd", f"{TREE}/usr/bin/dbus-daemon", "/usr/bin/nsenter"):
         if not Path(path).exists():
             return f"needs {path}"
-    if not any(kind == "" for kind, _ in _cgroups()):
+    if sys.base_prefix == "/usr" and not Path(TREE, own_python()).exists():
+        return f"needs {TREE}/{own_python()}: this machine's Python is its distribution's, and the tree has another"
+    own = dict(_cgroups()).get("")
+    if own is None:
         return "no cgroup2 hierarchy is mounted here"
+    if not os.access(own, os.W_OK):
+        return f"{own} cannot be written to: cgroup2 is mounted read-only, as in a container without privileges"
     return ""
 
 
-class Box:
-    """One machine. `state`: a folder that keeps its disk between boots. `hybrid`: with the host's v1 memory limits."""
+def own_python() -> str:
+    """A distribution's interpreter of our version, below its root."""
+    return f"usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 
-    def __init__(self, *, state: Path | None = None, hybrid: bool = False) -> None:
+
+def why_no_memory_limits() -> str:
+    """Why `Box(memory=True)` cannot be had where a box can; empty if it can."""
+    hierarchies = dict(_cgroups())
+    if "memory" in hierarchies:
+        return ""
+    own = Path(hierarchies[""])
+    if "memory" not in _words(own / "cgroup.controllers"):
+        return f"this host's memory controller is neither mounted as v1 nor among those of cgroup2 in {own}"
+    with memory_parent(own) as parent:
+        return "" if parent else f"{own} has processes and no group above it hands the memory controller down"
+
+
+@contextlib.contextmanager
+def memory_parent(own: Path) -> Iterator[Path | None]:
+    """The cgroup2 directory, from `own` upwards, whose new children have the memory controller; None if there is none.
+
+    Enables it in `own` and takes it back at the end where no group above hands it down. The kernel refuses that to a group with
+    processes unless it is the root.
+    """
+    above = own
+    while (above / "cgroup.subtree_control").exists():
+        if "memory" in _words(above / "cgroup.subtree_control"):
+            yield above
+            return
+        above = above.parent
+    try:
+        (own / "cgroup.subtree_control").write_text("+memory")
+    except OSError:
+        yield None
+        return
+    try:
+        yield own
+    finally:
+        # busy: another box has come to use it meanwhile
+        with contextlib.suppress(OSError):
+            (own / "cgroup.subtree_control").write_text("-memory")
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+class Box:
+    """One machine. `state`: a folder that keeps its disk between boots. `memory`: its units can be given memory limits."""
+
+    def __init__(self, *, state: Path | None = None, memory: bool = False) -> None:
         self.pid = 0
         self._state = state
-        self._hybrid = hybrid
+        self._memory = memory
+        self._handed_down = contextlib.ExitStack()
         _sweep()
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._process: subprocess.Popen[str] | None = None
@@ -87,8 +147,15 @@ class Box:
         """Boot, and install the appliance."""
         for name in ("fs", "notify"):
             (self._scratch / name).mkdir(exist_ok=True)
-        wanted = {"": True, "memory": self._hybrid, "pids": self._hybrid, "name=systemd": self._hybrid}
-        for kind, parent in _cgroups():
+        hierarchies = dict(_cgroups())
+        # where the host's memory controller is v1, the machine has both kinds, as the host does
+        hybrid = self._memory and "memory" in hierarchies
+        wanted = {"": True, "memory": hybrid, "pids": hybrid, "name=systemd": hybrid}
+        if self._memory and not hybrid:
+            found = self._handed_down.enter_context(memory_parent(Path(hierarchies[""])))
+            assert found is not None, why_no_memory_limits()
+            hierarchies[""] = str(found)
+        for kind, parent in hierarchies.items():
             if wanted.get(kind):
                 leaf = Path(parent) / self._scratch.name
                 leaf.mkdir()
@@ -101,7 +168,7 @@ class Box:
         spec = {
             "tree": TREE,
             "state": str(self._state) if self._state else "",
-            "hybrid": self._hybrid,
+            "hybrid": hybrid,
             "scratch": str(self._scratch),
             "notify": str(self._scratch / "notify"),
             "cgroups": [str(leaf) for leaf in self._leaves],
@@ -175,6 +242,7 @@ class Box:
         for leaf in self._leaves:
             _remove_cgroup(leaf)
         self._leaves.clear()
+        self._handed_down.close()
         if self._notify is not None:
             # a close alone does not end the thread that waits in recv
             with contextlib.suppress(OSError):
@@ -312,7 +380,8 @@ def _sweep() -> None:
         owner = folder.name.removeprefix(PREFIX).split("-")[0]
         if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             for _, parent in _cgroups():
-                _remove_cgroup(Path(parent) / folder.name)
+                for above in (Path(parent), *Path(parent).parents):
+                    _remove_cgroup(above / folder.name)
             shutil.rmtree(folder, ignore_errors=True)
 
 

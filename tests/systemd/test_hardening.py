@@ -54,7 +54,6 @@ ELSEWHERE = {
     "SyslogIdentifier": "test_journal.py::test_entries_carry_the_fields_that_they_are_looked_for_by",
     "LogRateLimitIntervalSec": "test_journal.py::test_a_flood_is_cut_by_journald_and_says_so",
     "LogRateLimitBurst": "test_journal.py::test_a_flood_is_cut_by_journald_and_says_so",
-    "MemoryMax": "test_life.py::test_a_worker_that_eats_all_memory_ends_alone",
 }
 """Directives whose effect another test tries."""
 
@@ -165,7 +164,6 @@ TABLE = [
     Row("DeviceAllow=", "device nvidia", "EPERM", NO_DRIVER, full=f"{DENIED}|ENOENT", beside=(*CLOSED, NVIDIA)),
     Row("MemoryDenyWriteExecute=yes", "writable code", "EPERM|EACCES", "ok"),
     Row("MemoryDenyWriteExecute=no", "writable code", "ok", "EPERM|EACCES", instead=("MemoryDenyWriteExecute=yes",)),
-    Row("RestrictAddressFamilies=", "raw packets", "ok", "EAFNOSUPPORT", full="EAFNOSUPPORT", beside=FAMILIES),
     Row("IPAddressDeny=any", "send to a site", "EPERM", "ok"),
     Row("IPAddressAllow=localhost", "send to localhost", "ok", "EPERM", beside=("IPAddressDeny=any",)),
     # the unit that waits for the GPU

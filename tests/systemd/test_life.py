@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.box import ENVIRONMENT, LONG_S, Box, why_not
+from tests.systemd.box import ENVIRONMENT, LONG_S, Box, why_no_memory_limits, why_not
 
 pytestmark = [pytest.mark.slow]
 
@@ -267,14 +267,9 @@ def test_it_comes_up_by_itself_after_a_power_cut(tmp_path_factory: pytest.TempPa
 
 
 def test_a_worker_that_eats_all_memory_ends_alone(box: Box) -> None:
-    memory = [
-        line
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if " - cgroup " in line and "memory" in line
-    ]
-    if not memory:
-        pytest.skip("this host's memory controller is neither in cgroup2 for us nor mounted as v1")
-    other = Box(hybrid=True)
+    if reason := why_no_memory_limits():
+        pytest.skip(reason)
+    other = Box(memory=True)
     try:
         other.start()
         other.loopback("plain", shape="2")
