@@ -36,7 +36,7 @@ EVP_PKEY_ED25519 = 1087
 CONFIG = Path("/etc/appliance/appliance.toml")
 KEYS = CONFIG.parent / "keys"
 PROGRAM = Path("/usr/lib/appliance/bin/appliance")
-STATE = Path("/var/lib/appliance/releases/state.json")
+STATE = Path("/var/lib/appliance-releases/state.json")
 
 
 class RefusedError(Exception):
