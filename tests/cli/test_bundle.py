@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from appliance.cli import bundle
 from appliance.cli.main import app
+from appliance.cli.output import CommandError, Exit
 from appliance.release.box import Box, Installed, State, write_state
 
 
@@ -60,3 +64,13 @@ def test_an_installation_that_was_cut_off_says_how_to_take_it_back(tmp_path: Pat
     runs(tmp_path, "2.0.0")
     write_state(Box(tmp_path), State("", Installed("2.0.0"), Installed("3.0.0", "2.0.0")))
     assert "cut off: the installation of 3.0.0; `appliance bundle rollback` takes it back" in status(tmp_path)
+
+
+def test_a_restart_program_that_is_missing_and_a_full_disk_are_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.CommandService(Box(tmp_path), str(tmp_path / "nothing"), 1).restart()
+    assert "nothing restart failed: No such file or directory" in capsys.readouterr().err
+    with pytest.raises(CommandError, match="No space left on device") as told, bundle._words():
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/lib/appliance-releases")
+    assert told.value.code is Exit.FAILED
