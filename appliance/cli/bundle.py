@@ -97,7 +97,11 @@ class CommandService:
 
     def _call(self, *verb: str) -> None:
         call = [self._restart, *verb] if self._restart else ["systemctl", *verb, "appliance.service"]
-        ended = subprocess.run(call, capture_output=True, text=True, check=False)  # noqa: S603  as the administrator says
+        try:
+            ended = subprocess.run(call, capture_output=True, text=True, check=False)  # noqa: S603  as the administrator says
+        except OSError as error:
+            note(f"{' '.join(call)} failed: {error.strerror}")
+            return
         if ended.returncode != 0:
             note(f"{' '.join(call)} failed: {ended.stderr.strip()[-300:]}")
 
@@ -259,11 +263,13 @@ def status(root: Root = Path("/"), as_json: JSON = False) -> None:
     last = state.current
     if last is None:
         typer.echo("no bundle was installed")
-    elif last.version != release:
-        # one of models only, or somebody has used dpkg since
-        typer.echo(f"last bundle: {last.version}")
-    elif last.previous and last.previous != release:
-        typer.echo(f"kept: {last.previous}")
+    else:
+        if last.version != release:
+            # one of models only, or somebody has used dpkg since
+            typer.echo(f"last bundle: {last.version}")
+        kept = next((done.previous for done in (last, *reversed(state.before)) if done.version == release), "")
+        if kept not in ("", release):
+            typer.echo(f"kept: {kept}")
     if state.floor:
         typer.echo(f"nothing older than {state.floor} is installed unasked")
     if state.pending:
@@ -360,3 +366,5 @@ def _words() -> Iterator[None]:
         raise CommandError(Exit.FAILED, "BUNDLE", error.message, error.hint) from error
     except PermissionError as error:
         raise CommandError(Exit.FAILED, "BUNDLE", f"not allowed: {error.filename}", "run it as root") from error
+    except OSError as error:
+        raise CommandError(Exit.FAILED, "BUNDLE", str(error), "mend that, then give the command again") from error

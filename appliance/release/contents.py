@@ -1,7 +1,7 @@
 """Models, engines and configuration of a bundle: put where they belong, and taken away again.
 
 What is on the box wins: a version of a model that is there stays as it is, a changed file is kept, and only what a release
-added is removed with it. The models folder may be written by others, so no link in it is followed.
+added is removed with it. The models folder may be written by others, so no link in it is followed: see `descent`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from appliance.release import descent
 from appliance.release.box import Added, Box, Installed, write_durably
 from appliance.release.errors import BundleError
 from appliance.release.manifest import File, Manifest
@@ -66,22 +68,25 @@ def take_away(box: Box, added: tuple[Added, ...]) -> None:
     """Remove what was added, where nobody changed it since, and folders that are empty then."""
     for entry in reversed(added):
         place = box.root / entry.path
-        with contextlib.suppress(OSError):
-            if not place.is_symlink() and digest(place) == entry.sha256:
-                place.unlink()
-                for folder in place.parents[:2]:
-                    if folder in (box.models, box.engines, box.config.parent):
-                        break
-                    folder.rmdir()
+        base = box.state if box.state in place.parents else place.parent
+        *folders, name = place.relative_to(base).parts
+        with contextlib.suppress(OSError, BundleError), descent.enter(base, folders) as opened:
+            if digest(name, opened[-1]) == entry.sha256:
+                os.unlink(name, dir_fd=opened[-1])
+                # a version's folder and its model's; never the room's
+                for depth in range(len(folders) - 1, max(0, len(folders) - 3), -1):
+                    os.rmdir(folders[depth], dir_fd=opened[depth])
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a plain file in hex; empty for anything else."""
+def digest(path: str | Path, folder: int | None = None) -> str:
+    """The SHA-256 in hex of a plain file, below that open folder if there is one; empty for anything else."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError:
         return ""
     with os.fdopen(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -100,23 +105,17 @@ def _place(box: Box, file: File) -> Path:
 
 
 def _copy(source: Path, place: Path, box: Box) -> None:
-    """Whole or not there, with the owner of the folder that it goes to."""
-    owner = (box.state if not box.models.exists() else box.models).stat()
-    missing = [folder for folder in place.parents if not folder.exists() and box.state in folder.parents]
-    for folder in place.parents:
-        if folder == box.state:
-            break
-        if folder.is_symlink():
-            raise BundleError(f"{folder} is a link, and nothing is installed through one", "put a folder there")
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o770)
-        os.chown(folder, owner.st_uid, owner.st_gid)
-    beside = place.with_name(f".{place.name}.new")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o660)
-    with os.fdopen(descriptor, "wb") as target, source.open("rb") as opened:
-        shutil.copyfileobj(opened, target, 1 << 20)
-        target.flush()
-        os.fsync(target.fileno())
-        os.fchown(target.fileno(), owner.st_uid, owner.st_gid)
-    beside.replace(place)
+    """Whole or not there, with the owner of the room that it goes to."""
+    *folders, name = place.relative_to(box.state).parts
+    beside = f".{name}.new"
+    with descent.enter(box.state, folders, make=True) as opened:
+        at = opened[-1]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside, dir_fd=at)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o660, dir_fd=at)
+        with os.fdopen(descriptor, "wb") as target, source.open("rb") as read:
+            shutil.copyfileobj(read, target, 1 << 20)
+            target.flush()
+            os.fsync(target.fileno())
+            descent.own(target.fileno(), like=opened[1])
+        os.replace(beside, name, src_dir_fd=at, dst_dir_fd=at)

@@ -1,10 +1,12 @@
 """Releases as Debian packages: dpkg is the one owner of the files, and the packages of old releases are kept to go back to.
 
 Slots beside dpkg's own records would be a second truth about what is installed, so here the package is put back by dpkg itself.
+The caller holds the folder of releases (`box.hold_releases`), so only root can have put a package there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -36,8 +38,8 @@ class Packages:
         """Whether that release's package is kept here."""
         return self._package(version).is_file()
 
-    def prepare(self, version: str, unpacked: Path) -> None:
-        """Keep the bundle's package; BundleError if it is not the one of that release."""
+    def prepare(self, version: str, unpacked: Path) -> str:
+        """Keep the bundle's package; its SHA-256. BundleError if it is not the one of that release."""
         packages = list((unpacked / "release").glob("*.deb"))
         if len(packages) != 1:
             raise BundleError(f"the bundle has {len(packages)} packages, one is right", "get another bundle")
@@ -52,14 +54,21 @@ class Packages:
                 f"the package of the release that runs, {before}, is not kept here: there would be no way back",
                 f"copy it to {self._package(before)}",
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
         beside = self._folder / f".{version}.new"
         shutil.copyfile(packages[0], beside)
         beside.replace(self._package(version))
         os.sync()
+        return _digest(self._package(version))
 
-    def switch(self, version: str) -> None:
-        """Install that package, also over a newer one; local changes of the configuration stay."""
+    def switch(self, version: str, sha256: str = "") -> None:
+        """Install that package, also over a newer one; local changes of the configuration stay.
+
+        BundleError if it is not the one that was kept; without a digest it is one that an administrator put there.
+        """
+        if sha256 and _digest(self._package(version)) != sha256:
+            raise BundleError(
+                f"{self._package(version)} is not the package that was kept", f"put the one with SHA-256 {sha256} there"
+            )
         ended = _run(
             "dpkg", "--force-confold", "--force-confdef", "--force-downgrade", "--install", str(self._package(version))
         )
@@ -76,6 +85,11 @@ class Packages:
         return self._folder / f"{version}.deb"
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _release(version: str) -> str:
     """The release in a package's version: 1.2.3~rc1+deb12 is 1.2.3rc1 for Debian 12."""
     return version.partition("+deb")[0].replace("~rc", "rc").replace("~dev", ".dev")
@@ -89,3 +103,5 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         raise BundleError(f"there is no {command[0]} on this box", "get the bundle with wheels") from error
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"{command[0]} did not end within {DPKG_TIMEOUT_S} s", "`dpkg --audit` says why") from error

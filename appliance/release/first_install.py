@@ -36,7 +36,7 @@ EVP_PKEY_ED25519 = 1087
 CONFIG = Path("/etc/appliance/appliance.toml")
 KEYS = CONFIG.parent / "keys"
 PROGRAM = Path("/usr/lib/appliance/bin/appliance")
-STATE = Path("/var/lib/appliance/releases/state.json")
+STATE = Path("/var/lib/appliance-releases/state.json")
 
 
 class RefusedError(Exception):
@@ -62,15 +62,16 @@ def install(bundle: Path, key: Path, more: list[str]) -> int:
         raise RefusedError("a first installation needs root")
     if STATE.exists() or PROGRAM.exists():
         raise RefusedError(f"the appliance is on this box already: `appliance bundle install {bundle}`")
-    raw = public_key(key.read_text())
+    text = key.read_text(errors="replace")
+    raw = public_key(text)
+    trusted = trusted_place(key.name, raw)
     with open_bundle(bundle, raw) as source, tempfile.TemporaryDirectory(dir="/var/tmp") as work:
         manifest = read_manifest(source, raw)
         check_box(manifest["target"])
         unpack(source, manifest, Path(work))
         # trusted from now on, by being there
         KEYS.mkdir(parents=True, exist_ok=True)
-        if not (KEYS / key.name).exists():
-            shutil.copyfile(key, KEYS / key.name)
+        trusted.write_text(text)
         program = by_dpkg(Path(work)) if manifest["kind"] == "deb" else by_pip(Path(work))
         line = [str(program), "bundle", "install", str(bundle.resolve()), *more]
         return subprocess.run(line, check=False).returncode  # noqa: S603  the release that was just checked
@@ -86,6 +87,14 @@ def public_key(text: str) -> bytes:
     if "BEGIN PUBLIC KEY" not in text or not der.startswith(ED25519_PREFIX) or len(der) != len(ED25519_PREFIX) + 32:
         raise RefusedError("the key is no Ed25519 public key in a PEM file: take the maker's .pub file")
     return der[-32:]
+
+
+def trusted_place(name: str, raw_key: bytes) -> Path:
+    """Where the key has to lie to be trusted from now on; RefusedError if another key lies there."""
+    place = KEYS / (name if name.endswith(".pub") else f"{name}.pub")
+    if place.exists() and public_key(place.read_text(errors="replace")) != raw_key:
+        raise RefusedError(f"{place} is another key: look at who put it there, and give one of the two another name")
+    return place
 
 
 def signed(raw_key: bytes, message: bytes, signature: bytes) -> bool:
@@ -158,7 +167,7 @@ class Parts(io.RawIOBase):
 def read_manifest(source: BinaryIO, raw_key: bytes) -> dict[str, Any]:
     """The manifest at the beginning of a bundle, after its signature was found good."""
     name, size = _header(source)
-    if name != "manifest.json" or size > MAX_MANIFEST_BYTES:
+    if name != "manifest.json" or not 0 < size <= MAX_MANIFEST_BYTES:
         raise RefusedError("this is no bundle of the appliance")
     document = _body(source, size)
     name, size = _header(source)
@@ -211,7 +220,10 @@ def by_dpkg(folder: Path) -> Path:
     line = ["dpkg", "--force-confold", "--install", str(package)]
     if subprocess.run(line, env=environment, check=False).returncode != 0:  # noqa: S603
         raise RefusedError("dpkg could not install the package; what it says is above")
-    subprocess.run(["systemctl", "enable", "appliance.service"], check=True)  # noqa: S607  systemd's own
+    if subprocess.run(["systemctl", "enable", "appliance.service"], check=False).returncode != 0:  # noqa: S607  systemd's own
+        raise RefusedError(
+            "the package is installed, but `systemctl enable appliance.service` failed; what it says is above"
+        )
     return PROGRAM
 
 

@@ -17,12 +17,23 @@ import msgspec
 
 from appliance.release import contents, versions
 from appliance.release.archive import Reader
-from appliance.release.box import Box, Installed, State, check_fit, read_state, this_box, write_state
+from appliance.release.box import (
+    Box,
+    Installed,
+    State,
+    check_fit,
+    hold_releases,
+    read_state,
+    this_box,
+    write_state,
+)
 from appliance.release.bundle import unpack
 from appliance.release.errors import BundleError
 from appliance.release.manifest import Manifest
 
 POLL_S = 0.5
+MAX_STEPS_BACK = 16
+"""How many bundles of models can be taken away again, one after the other."""
 
 
 class Release(Protocol):
@@ -36,11 +47,11 @@ class Release(Protocol):
     def holds(self, version: str) -> bool:
         """Whether that release could be switched to."""
 
-    def prepare(self, version: str, unpacked: Path) -> None:
-        """Everything that can fail, without touching what runs."""
+    def prepare(self, version: str, unpacked: Path) -> str:
+        """Everything that can fail, without touching what runs; the digest to switch with, empty if that needs none."""
 
-    def switch(self, version: str) -> None:
-        """Put that release in place."""
+    def switch(self, version: str, sha256: str = "") -> None:
+        """Put that release in place; BundleError if it has another digest than that."""
 
     def forget(self, keep: Collection[str]) -> None:
         """Remove all others."""
@@ -90,16 +101,19 @@ class Installer:
 
     def install(self, reader: Reader, *, allow_older: bool = False) -> Installed:
         """Install the bundle; RolledBackError if its release did not become ready, BundleError if it was refused."""
+        with hold_releases(self._box):
+            return self._install(reader, allow_older)
+
+    def _install(self, reader: Reader, allow_older: bool) -> Installed:
         manifest, state = reader.manifest, read_state(self._box)
         if state.pending is not None and state.pending.previous:
             raise BundleError(
                 f"the installation of {state.pending.version} was cut off", "`appliance bundle rollback` takes it back"
             )
         # models have their own versions: a bundle of nothing else is never older than a release
-        floor = "" if manifest.kind == "models" else state.floor
+        floor = "" if manifest.kind == "models" else _newer(state.floor, self._release.current())
         check_fit(manifest, this_box(self._box.root), floor, allow_older=allow_older)
         contents.check(self._box, manifest)
-        self._box.releases.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._box.incoming, ignore_errors=True)
         try:
             unpack(reader, self._box.incoming)
@@ -107,47 +121,61 @@ class Installer:
                 # a first release that was cut off: there is nothing to go back to, so it is begun anew
                 contents.take_away(self._box, state.pending.added)
             if manifest.kind != "models":
-                self._release.prepare(manifest.version, self._box.incoming)
-            return self._try(manifest, state)
+                digest = self._release.prepare(manifest.version, self._box.incoming)
+                kept = {**state.kept, manifest.version: digest} if digest else state.kept
+                state = msgspec.structs.replace(state, kept=kept)
+            return self._try(manifest, state, floor)
         finally:
             shutil.rmtree(self._box.incoming, ignore_errors=True)
 
     def roll_back(self) -> str:
-        """Go back to the release before, and take away what the present one added; the release that runs then."""
+        """Go back to what was before the last bundle, and take away what that added; the release that runs then."""
+        with hold_releases(self._box):
+            return self._roll_back()
+
+    def _roll_back(self) -> str:
         state = read_state(self._box)
         undone = state.pending or state.current
-        if undone is None or not undone.previous:
+        runs = self._release.current()
+        # models go, and the release stays, whichever somebody has put there since
+        back = "" if undone is None else runs if undone.models_only else undone.previous
+        if undone is None or not back:
             raise BundleError("there is no release to go back to", "`appliance bundle status` says what is here")
-        if not self._release.holds(undone.previous):
-            raise BundleError(f"release {undone.previous} is not kept on this box", "install a bundle with it")
-        self._undo(undone)
-        before = state.current if state.pending is not None else Installed(undone.previous)
-        write_state(self._box, State(state.floor, before))
-        if not self._wait(undone.previous):
-            raise BundleError(
-                f"release {undone.previous} is in place, and is not ready", "`systemctl status appliance`"
-            )
-        return undone.previous
+        if back != runs and not self._release.holds(back):
+            raise BundleError(f"release {back} is not kept on this box", "install a bundle with it")
+        self._undo(undone, back, state)
+        if state.pending is not None:
+            left = msgspec.structs.replace(state, pending=None)
+        else:
+            before = list(state.before)
+            while before and before[-1].release != back:
+                before.pop()
+            current = before.pop() if before else Installed(back)
+            left = msgspec.structs.replace(state, current=current, before=tuple(before))
+        write_state(self._box, left)
+        if not self._wait(back):
+            raise BundleError(f"release {back} is in place, and is not ready", "`systemctl status appliance`")
+        return back
 
-    def _try(self, manifest: Manifest, state: State) -> Installed:
+    def _try(self, manifest: Manifest, state: State, floor: str) -> Installed:
         previous = self._release.current()
+        models_only = manifest.kind == "models"
         # the same release again, for its models or after a cut: going back leads to where that one led
-        again = manifest.kind != "models" and previous == manifest.version
-        before = state.current if state.current is not None and state.current.version == manifest.version else None
-        back = previous if not again else before.previous if before is not None else ""
-        tried = Installed(manifest.version, back)
+        again = not models_only and previous == manifest.version
+        back = previous if not again else _led(state, manifest.version)
+        tried = Installed(manifest.version, back, models_only=models_only)
 
         def remember(done: Installed) -> None:
             nonlocal tried
-            tried = msgspec.structs.replace(done, previous=back)
-            write_state(self._box, State(state.floor, state.current, tried))
+            tried = msgspec.structs.replace(done, previous=back, models_only=models_only)
+            write_state(self._box, msgspec.structs.replace(state, pending=tried))
 
         remember(tried)
-        wanted = previous if manifest.kind == "models" else manifest.version
+        wanted = previous if models_only else manifest.version
         try:
             remember(contents.put(self._box, manifest, self._box.incoming, self._note, remember))
             if wanted != previous:
-                self._release.switch(wanted)
+                self._release.switch(wanted, state.kept.get(wanted, ""))
             if wanted and (not previous or state.pending is not None):
                 self._service.enable()
             elif self._release.restarts_by_itself and wanted != previous:
@@ -160,34 +188,39 @@ class Installer:
             ready, reason = False, str(error)
         if not ready:
             self._fail(tried, state, reason)
-        if manifest.kind == "models":
-            write_state(self._box, State(state.floor, tried))
+        done = msgspec.structs.replace(
+            state, current=tried, pending=None, before=_before(state, back, models_only=models_only)
+        )
+        if models_only:
+            write_state(self._box, done)
             return tried
-        floor = manifest.version if not state.floor or versions.older(state.floor, manifest.version) else state.floor
-        write_state(self._box, State(floor, tried))
-        self._release.forget({wanted, back})
+        keep = {wanted, back}
+        kept = {version: digest for version, digest in state.kept.items() if version in keep}
+        write_state(self._box, msgspec.structs.replace(done, floor=_newer(floor, manifest.version), kept=kept))
+        self._release.forget(keep)
         return tried
 
     def _fail(self, tried: Installed, state: State, reason: str) -> None:
+        left = msgspec.structs.replace(state, pending=None)
         if not tried.previous:
             contents.take_away(self._box, tried.added)
-            write_state(self._box, State(state.floor, state.current))
+            write_state(self._box, left)
             raise BundleError(
                 f"{reason}, and there is none to go back to",
                 "`journalctl -u appliance` says why; install another bundle",
             )
         self._note(f"{reason}: going back to {tried.previous}")
-        self._undo(tried)
-        write_state(self._box, State(state.floor, state.current))
+        self._undo(tried, tried.previous, state)
+        write_state(self._box, left)
         again = "answers again" if self._wait(tried.previous) else "is in place again, and is NOT ready"
         raise RolledBackError(
             f"{reason}; release {tried.previous} {again}", "`journalctl -u appliance` says why; nothing of it is left"
         )
 
-    def _undo(self, tried: Installed) -> None:
+    def _undo(self, tried: Installed, back: str, state: State) -> None:
         contents.take_away(self._box, tried.added)
-        if self._release.current() != tried.previous:
-            self._release.switch(tried.previous)
+        if self._release.current() != back:
+            self._release.switch(back, state.kept.get(back, ""))
         self._service.restart()
 
     def _wait(self, version: str) -> bool:
@@ -197,3 +230,27 @@ class Installer:
                 return False
             self._sleep(POLL_S)
         return True
+
+
+def _led(state: State, release: str) -> str:
+    """The release that the installation of this one replaced; empty if it came by another way than a bundle."""
+    known = (*state.before, *([state.current] if state.current else []))
+    return next((done.previous for done in reversed(known) if not done.models_only and done.version == release), "")
+
+
+def _before(state: State, back: str, *, models_only: bool) -> tuple[Installed, ...]:
+    """What a new installation replaces, as far as there is a way back to it: the packages of older releases are gone."""
+    known = [*state.before, *([state.current] if state.current else [])]
+    if not models_only:
+        return tuple(done for done in known if done.release == back)
+    if len(known) > MAX_STEPS_BACK:
+        known.remove(next(done for done in known if done.models_only))
+    return tuple(known)
+
+
+def _newer(one: str, other: str) -> str:
+    """The newer of two releases, of which either may be empty, or no release of ours."""
+    try:
+        return other if not one or (other and versions.older(one, other)) else one
+    except BundleError:
+        return one

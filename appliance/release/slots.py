@@ -40,14 +40,14 @@ class Slots:
         """Whether that release could be switched to at once."""
         return (self._folder / version / COMPLETE).is_file()
 
-    def prepare(self, version: str, unpacked: Path) -> None:
+    def prepare(self, version: str, unpacked: Path) -> str:
         """Build the release's environment from the bundle's wheels, without a network. BundleError leaves no slot.
 
-        The release that runs stays as it is.
+        The release that runs stays as it is. Empty: a slot has no digest, since only root can write below usr/lib.
         """
         slot = self._folder / version
         if version == self.current() and self.holds(version):
-            return
+            return ""
         shutil.rmtree(slot, ignore_errors=True)
         wheels = sorted((unpacked / "release").glob("*.whl"))
         pip = next((wheel for wheel in wheels if wheel.name.startswith("pip-")), None)
@@ -71,8 +71,9 @@ class Slots:
         except BaseException:
             shutil.rmtree(slot, ignore_errors=True)
             raise
+        return ""
 
-    def switch(self, version: str) -> None:
+    def switch(self, version: str, sha256: str = "") -> None:
         """Let `current` point to that release."""
         if not self.holds(version):
             raise BundleError(f"release {version} is not on this box", "`appliance bundle status` lists what is")
@@ -93,8 +94,11 @@ class Slots:
 
 
 def _run(command: list[str]) -> None:
-    ended = subprocess.run(  # noqa: S603  our own interpreter, with wheels that were verified
-        command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False, cwd="/", umask=0o022
-    )
+    try:
+        ended = subprocess.run(  # noqa: S603  our own interpreter, with wheels that were verified
+            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False, cwd="/", umask=0o022
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"the release was not put together within {PIP_TIMEOUT_S} s", "is the disk slow?") from error
     if ended.returncode != 0:
         raise BundleError(f"the release cannot be put together: {ended.stderr.strip()[-500:]}")

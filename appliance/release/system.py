@@ -71,6 +71,11 @@ def install(box: Box, share: Path, *, configuration: bool = True) -> None:
     command = Path("/usr/local/bin/appliance")
     if not command.exists() and not command.is_symlink():
         command.symlink_to("/usr/lib/appliance/bin/appliance")
+    settle()
+
+
+def settle() -> None:
+    """Let systemd make users and folders, and read what is new; BundleError if it will not."""
     for line in SETTLE:
         try:
             ended = subprocess.run(  # noqa: S603  systemd's own, on files of a signed release
@@ -78,6 +83,8 @@ def install(box: Box, share: Path, *, configuration: bool = True) -> None:
             )
         except FileNotFoundError as error:
             raise BundleError(f"there is no {line[0]} on this box", "wheels need systemd, or --root") from error
+        except subprocess.TimeoutExpired as error:
+            raise BundleError(f"{' '.join(line)} did not end within {SETTLE_TIMEOUT_S} s") from error
         if ended.returncode != 0:
             raise BundleError(f"{' '.join(line)} failed: {ended.stderr.strip()[-500:]}")
 

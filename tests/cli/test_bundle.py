@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from appliance.cli import bundle
 from appliance.cli.main import app
+from appliance.cli.output import CommandError, Exit
 from appliance.release.box import Box, Installed, State, write_state
 
 
@@ -28,7 +32,9 @@ def runs(root: Path, version: str) -> None:
 
 def test_a_bare_root_has_neither(tmp_path: Path) -> None:
     assert status(tmp_path).splitlines() == ["no release is installed below this root", "no bundle was installed"]
-    assert json.loads(status(tmp_path, "--json")) == {"release": "", "floor": "", "current": None, "pending": None}
+    assert json.loads(status(tmp_path, "--json")) == {
+        "release": "", "floor": "", "current": None, "pending": None, "before": [], "kept": {},
+    }  # fmt: skip
 
 
 def test_the_release_that_runs_is_named_with_the_one_that_is_kept(tmp_path: Path) -> None:
@@ -47,7 +53,24 @@ def test_a_bundle_of_models_is_not_taken_for_the_release(tmp_path: Path) -> None
     assert status(tmp_path).splitlines()[:2] == ["release 2.0.0", "last bundle: 2026.11.25"]
 
 
+def test_the_kept_release_is_named_after_a_bundle_of_models_too(tmp_path: Path) -> None:
+    runs(tmp_path, "2.0.0")
+    models = Installed("2026.11.25", "2.0.0", models_only=True)
+    write_state(Box(tmp_path), State("2.0.0", models, before=(Installed("2.0.0", "1.0.0"),)))
+    assert status(tmp_path).splitlines()[:3] == ["release 2.0.0", "last bundle: 2026.11.25", "kept: 1.0.0"]
+
+
 def test_an_installation_that_was_cut_off_says_how_to_take_it_back(tmp_path: Path) -> None:
     runs(tmp_path, "2.0.0")
     write_state(Box(tmp_path), State("", Installed("2.0.0"), Installed("3.0.0", "2.0.0")))
     assert "cut off: the installation of 3.0.0; `appliance bundle rollback` takes it back" in status(tmp_path)
+
+
+def test_a_restart_program_that_is_missing_and_a_full_disk_are_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.CommandService(Box(tmp_path), str(tmp_path / "nothing"), 1).restart()
+    assert "nothing restart failed: No such file or directory" in capsys.readouterr().err
+    with pytest.raises(CommandError, match="No space left on device") as told, bundle._words():
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/lib/appliance-releases")
+    assert told.value.code is Exit.FAILED

@@ -149,7 +149,7 @@ def power_cut(box: InstalledBox, path: str) -> None:
         box.command("appliance", "bundle", "install", path), env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + LONG_S
-    while '"pending": {' not in box.text("/var/lib/appliance/releases/state.json"):
+    while '"pending": {' not in box.text("/var/lib/appliance-releases/state.json"):
         assert time.monotonic() < deadline
         assert installing.poll() is None
     box.stop()

@@ -85,6 +85,8 @@ def test_everything_that_the_units_need_is_in_its_place_and_dpkg_knows_it(instal
     found = installed.run("stat", "--format=%a %U:%G", CONFIG, f"{STATE}/models", f"{STATE}/models/digits/1/model.onnx")
     assert found.stdout.split("\n")[:2] == ["640 root:appliance", "2770 appliance:appliance"]
     assert found.stdout.split("\n")[2].endswith("appliance:appliance")
+    kept = installed.run("stat", "--format=%a %U:%G", "/var/lib/appliance-releases").stdout
+    assert kept.strip() == "700 root:root"
 
 
 def test_manual_completions_and_explanations_are_ready_to_use(installed: InstalledBox) -> None:
@@ -164,6 +166,11 @@ def test_a_removal_keeps_everything_and_installing_again_finds_it(
     serve(box)
     # a link to a larger disk is the site's, too
     box.run("sh", "-c", f"mv {STATE}/models /srv/models && ln -s /srv/models {STATE}/models")
+    box.run("sh", "-c", "chown root:appliance /srv/models && chmod 2750 /srv/models")
+    # and links that the service's user may have put in its folder lead root nowhere
+    box.run(
+        "sh", "-c", f"echo kept > /srv/kept && ln -s /srv/kept {STATE}/.ran && ln -s /srv/kept {STATE}/.example.sha256"
+    )
     box.dpkg("--remove", "appliance")
     assert box.run("pgrep", "-u", "appliance", check=False).stdout == ""
     assert not box.exists("/usr/lib/appliance")
@@ -171,6 +178,8 @@ def test_a_removal_keeps_everything_and_installing_again_finds_it(
     box.install(deb)
     box.wait_until("ActiveState", "active")
     assert box.show("StatusText").startswith("2 models ready")
+    assert box.run("stat", "--format=%a %U:%G", "/srv/models").stdout.strip() == "2750 root:appliance"
+    assert box.text("/srv/kept") == "kept\n"
     # what somebody removed stays away, also the example
     box.run("systemctl", "disable", "--now", "appliance")
     box.run("rm", "-r", f"{STATE}/models/digits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from appliance.release import first_install, parts
 from appliance.release.box import this_box
 from appliance.release.first_install import RefusedError
+from appliance.release.signing import TrustedKeys
 from tests.release.making import KEY, OTHER, bytes_of, write_keys
 
 RAW = KEY.public_key().public_bytes_raw()
@@ -90,6 +92,43 @@ def test_parts_are_read_as_one_and_a_missing_one_is_named(tmp_path: Path) -> Non
     (tmp_path / "r.bundle.002").unlink()
     with pytest.raises(RefusedError, match=r"r\.bundle\.002 is missing"):
         first_install.open_bundle(index, RAW)
+
+
+def test_a_manifest_of_no_or_of_negative_size_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for size in (b"-0000000001", b"00000000000"):
+        data = bytearray(bytes_of(FILES))
+        data[124:135] = size
+        source = io.BytesIO(bytes(data))
+        with pytest.raises(RefusedError, match="no bundle of the appliance"):
+            first_install.read_manifest(source, RAW)
+        assert source.tell() == 512
+
+
+def test_the_key_is_laid_where_it_is_trusted_whatever_its_name_was_and_replaces_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_keys(tmp_path)
+    folder = tmp_path / "keys"
+    monkeypatch.setattr(first_install, "KEYS", folder)
+    raw = first_install.public_key((folder / "maker.pub").read_text())
+    place = first_install.trusted_place("maker.pem", raw)
+    place.write_text((folder / "maker.pub").read_text())
+    assert len(TrustedKeys(folder).keys) == 1
+    assert place in folder.glob("*.pub")
+    assert first_install.trusted_place("maker.pub", raw) == folder / "maker.pub"
+    with pytest.raises(RefusedError, match=r"maker\.pub is another key"):
+        first_install.trusted_place("maker.pub", RAW)
+
+
+def test_a_box_without_a_running_systemd_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "appliance.deb").touch()
+
+    def run(line: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(line, 0 if line[0] == "dpkg" else 1)
+
+    monkeypatch.setattr(first_install.subprocess, "run", run)
+    with pytest.raises(RefusedError, match="systemctl enable"):
+        first_install.by_dpkg(tmp_path)
 
 
 def test_what_it_verifies_is_what_the_library_signs() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from appliance.release import archive
-from appliance.release.box import Box, Installed, State, read_state, this_box, write_state
+from appliance.release import archive, debian, slots, system
+from appliance.release.box import Box, Installed, State, hold_releases, read_state, this_box, write_state
 from appliance.release.errors import BundleError
 from appliance.release.installing import Installer, RolledBackError
 from appliance.release.manifest import Target
@@ -33,11 +35,12 @@ class PlayedRelease:
     def holds(self, version: str) -> bool:
         return version in self.held
 
-    def prepare(self, version: str, unpacked: Path) -> None:
+    def prepare(self, version: str, unpacked: Path) -> str:
         assert list((unpacked / "release").iterdir())
         self.held.add(version)
+        return ""
 
-    def switch(self, version: str) -> None:
+    def switch(self, version: str, sha256: str = "") -> None:
         assert version in self.held
         if version == self.refuses:
             raise BundleError("the disk is full")
@@ -196,7 +199,7 @@ def test_a_power_cut_while_a_release_is_tried_is_ended_by_rollback(tmp_path: Pat
     class PowerCut(BaseException):
         pass
 
-    def cut(version: str) -> None:
+    def cut(version: str, sha256: str = "") -> None:
         house.release.running = version
         raise PowerCut
 
@@ -278,6 +281,176 @@ def test_models_alone_need_no_release(tmp_path: Path) -> None:
     assert set(house.files()) == {"m/2/model.onnx", "m/model.toml"}
 
 
+def models(house: House, version: str, files: dict[str, bytes]) -> None:
+    house.installer().install(archive.Reader(io.BytesIO(bytes_of(files, version=version)), verify))
+
+
+def test_going_back_undoes_bundles_of_models_one_by_one_and_then_the_release(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.install("2.0.0")
+    models(house, "0.0.7", MODEL)
+    models(house, "0.0.8", {"models/n/1/model.onnx": b"one"})
+    assert house.installer().roll_back() == "2.0.0"
+    assert set(house.files()) == {"m/2/model.onnx", "m/model.toml"}
+    assert house.installer().roll_back() == "2.0.0"
+    assert house.files() == {}
+    assert house.installer().roll_back() == "1.0.0"
+    assert house.service.runs == "1.0.0"
+
+
+def test_a_release_on_top_of_models_leads_back_to_them_and_the_same_release_again_to_the_one_before(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path)
+    house.install("2.0.0")
+    models(house, "0.0.7", MODEL)
+    house.install("3.0.0")
+    assert house.installer().roll_back() == "2.0.0"
+    assert house.files() != {}
+    house.release.held.add("1.0.0")
+    house.install("2.0.0", allow_older=True)
+    assert house.installer().roll_back() == "1.0.0"
+
+
+def test_models_are_taken_away_on_a_box_whose_release_nobody_kept(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.release.held.clear()
+    models(house, "0.0.7", MODEL)
+    house.release.running = house.service.runs = "1.5.0"
+    assert house.installer().roll_back() == "1.5.0"
+    assert house.files() == {}
+
+
+def test_many_bundles_of_models_do_not_fill_the_state_and_the_release_below_them_is_not_forgotten(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path)
+    house.install("2.0.0")
+    for number in range(20):
+        models(house, f"0.0.{number}", {f"models/m/{number + 1}/model.onnx": b"x"})
+    state = read_state(house.box)
+    assert len(state.before) == 16
+    assert state.before[0].version == "2.0.0"
+
+
+def test_what_is_older_than_what_dpkg_put_here_is_refused_too(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.install("1.1.0")
+    house.release.running = "2.0.0"
+    with pytest.raises(BundleError, match=r"2\.0\.0 was on this box"):
+        house.install("1.5.0")
+    house.release.running = "one of somebody else's"
+    house.install("1.5.0")
+
+
+def test_only_one_installation_goes_on_at_a_time(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    with hold_releases(house.box):
+        with pytest.raises(BundleError, match="another installation is going on"):
+            house.install("1.1.0")
+        with pytest.raises(BundleError, match="another installation is going on"):
+            house.installer().roll_back()
+    house.install("1.1.0")
+
+
+def test_a_folder_of_releases_that_is_not_roots_alone_is_refused(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.install("1.1.0")
+    house.box.releases.chmod(0o770)
+    with pytest.raises(BundleError, match="not root's alone"):
+        house.installer().roll_back()
+    own = house.box.releases.rename(tmp_path / "elsewhere")
+    own.chmod(0o700)
+    house.box.releases.symlink_to(own)
+    with pytest.raises(BundleError, match="is no folder"):
+        house.installer().roll_back()
+    assert house.service.runs == "1.1.0"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another")
+def test_a_folder_of_releases_of_the_services_user_is_refused(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.install("1.1.0")
+    house.box.releases.rename(tmp_path / "away")
+    house.box.releases.mkdir(0o700)
+    (house.box.releases / "state.json").write_bytes((tmp_path / "away/state.json").read_bytes())
+    os.chown(house.box.releases, 65534, 65534)
+    for change in (house.installer().roll_back, lambda: house.install("1.2.0")):
+        with pytest.raises(BundleError, match="not root's alone"):
+            change()
+    assert house.service.runs == "1.1.0"
+
+
+def test_nothing_of_releases_lies_below_a_folder_of_the_services_user() -> None:
+    box = Box()
+    assert box.state not in box.releases.parents
+    assert box.state not in box.incoming.parents
+
+
+class PlayedDpkg:
+    """dpkg and its tools, as far as `Packages` asks them: a package's text is what it says of itself."""
+
+    def __init__(self) -> None:
+        self.installed = "appliance 1.0.0"
+
+    def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
+        said = ""
+        if command[0] == "dpkg-query":
+            said = f"installed {self.installed.split()[1]}"
+        elif command[0] == "dpkg-deb":
+            said = Path(command[-1]).read_text()
+        else:
+            self.installed = Path(command[-1]).read_text()
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+
+def test_a_kept_package_is_installed_only_as_it_was_kept_and_one_that_root_put_there_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dpkg = PlayedDpkg()
+    monkeypatch.setattr(debian, "_run", dpkg)
+    house = House(tmp_path)
+    packages = debian.Packages(house.box)
+
+    class Ready(PlayedService):
+        def ready(self, version: str) -> bool:
+            return dpkg.installed == f"appliance {version}"
+
+    def installer() -> Installer:
+        return Installer(house.box, packages, Ready(house.release), ready_timeout_s=0)
+
+    def install(version: str) -> None:
+        files = {"release/a.deb": f"appliance {version}".encode()}
+        data = bytes_of(files, version=version, kind="deb")
+        installer().install(archive.Reader(io.BytesIO(data), verify))
+
+    with pytest.raises(BundleError, match="is not kept here"):
+        install("2.0.0")
+    (house.box.releases / "1.0.0.deb").write_text("appliance 1.0.0")
+    install("2.0.0")
+    assert installer().roll_back() == "1.0.0"
+    install("2.0.0")
+    install("3.0.0")
+    assert set(read_state(house.box).kept) == {"2.0.0", "3.0.0"}
+    (house.box.releases / "2.0.0.deb").write_text("appliance 2.0.0 ")
+    with pytest.raises(BundleError, match="not the package that was kept"):
+        installer().roll_back()
+    assert dpkg.installed == "appliance 3.0.0"
+
+
+def test_a_program_that_hangs_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: object, **_: object) -> None:
+        raise subprocess.TimeoutExpired(str(command), 1)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(BundleError, match="dpkg-query did not end within"):
+        debian.Packages(Box(tmp_path)).current()
+    with pytest.raises(BundleError, match="not put together within"):
+        slots._run(["pip"])
+    with pytest.raises(BundleError, match=r"systemd-sysusers appliance\.conf did not end within"):
+        system.settle()
+
+
 def test_an_altered_bundle_changes_nothing(tmp_path: Path) -> None:
     house = House(tmp_path)
     data = bytearray(bytes_of({"release/a.whl": b"code", **MODEL}, version="1.1.0"))
@@ -304,10 +477,10 @@ def test_the_state_survives_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_slot_is_never_switched_to(tmp_path: Path) -> None:
-    slots = Slots(Box(tmp_path))
+    folders = Slots(Box(tmp_path))
     (tmp_path / "usr/lib/appliance/releases/1.0.0").mkdir(parents=True)
     with pytest.raises(BundleError, match="not on this box"):
-        slots.switch("1.0.0")
+        folders.switch("1.0.0")
     (tmp_path / "usr/lib/appliance/releases/1.0.0/.complete").touch()
-    slots.switch("1.0.0")
-    assert slots.current() == "1.0.0"
+    folders.switch("1.0.0")
+    assert folders.current() == "1.0.0"
