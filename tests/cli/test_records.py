@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from appliance.cli import bugreport
-from appliance.cli.bugreport import redact, redact_text
+from appliance.cli.bugreport import redact, redact_text, redact_toml
 from appliance.cli.history import matching, number, sparkline
 from appliance.cli.main import app
 from appliance.cli.records import moment
@@ -154,6 +154,45 @@ def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path
     assert not any("hush" in text for text in texts.values())
     assert (tmp_path / "report.tar.gz").stat().st_mode & 0o077 == 0
     assert run.invoke(app, ["bugreport", "-o", "report.tar.gz"]).exit_code == 1, "an archive is not overwritten"
+
+
+@pytest.mark.parametrize("broken", ['[http\nport = "x"\n', '[http]\nport = "x"\nadmin_token = "hush"\nprot = 1\n'])
+def test_a_bugreport_is_made_though_the_configuration_is_broken(
+    file: Path, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "appliance.toml").write_text(broken)
+    output("bugreport", "-o", "report.tar.gz")
+    with tarfile.open(tmp_path / "report.tar.gz") as archive:
+        texts = {entry.name: archive.extractfile(entry).read().decode() for entry in archive}  # type: ignore[union-attr]
+    assert json.loads(texts["bugreport/configuration.json"])["problems"]
+    assert 'port = "x"' in texts["bugreport/configuration.toml"]
+    assert "problems" in texts["bugreport/events.json"], "where the record lies is not known"
+    assert "appliance" in json.loads(texts["bugreport/versions.json"])
+    assert not any("hush" in text for text in texts.values())
+
+
+def test_the_text_of_a_configuration_loses_its_secrets_and_nothing_else() -> None:
+    text = """[http]
+port = 8000  # ours
+admin_token = "hush1"
+tokens = [
+  "hush2",
+  "hush3"]
+name = "box"
+password = '''
+hush4
+'''
+[recorder]
+path = "https://kim:hush5@host/"
+"""
+    shown = redact_toml(text)
+    assert "hush" not in shown
+    assert [line for line in shown.splitlines() if "removed" not in line] == [
+        "[http]",
+        "port = 8000  # ours",
+        'name = "box"',
+        "[recorder]",
+    ]
 
 
 JOURNAL = """#!/bin/sh
