@@ -264,7 +264,7 @@ def _gpus(patient: Patient) -> Iterator[Finding]:
     if not found["gpus"] and not found["findings"]:
         yield Finding("GPU", "note", "no NVIDIA GPU or driver on this box")
     for gpu in found["gpus"]:
-        # one that answers again after it was lost is not believed before its reset
+        # one that answers again after it was lost is not believed before the next start
         if ("gpu-lost", f"gpu.{gpu['index']}") not in told:
             yield from _gpu(gpu)
 
