@@ -14,6 +14,10 @@ NOT_KEPT = frozenset({"model.progress"})
 SEVERITIES = {
     "worker.lost": "error",
     "requests.refused": "warning",
+    "memory.leak": "warning",
+    "memory.refused": "warning",
+    "engine.gave_out": "warning",
+    "worker.recycled": "warning",
     "config.refused": "error",
 }
 
