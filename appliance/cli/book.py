@@ -22,6 +22,7 @@ SECTIONS = {
     "providers": "gpu-not-found",
     "GPU": "gpu-not-found",
     "models folder": "models-folder",
+    "folders": "models-folder",
     "engines": "stale-engine",
     "disk": "disk-full",
     "memory": "memory-refused",

@@ -23,6 +23,7 @@ from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, note, print_json
 from appliance.cli.records import SINCE, ask, moment
+from appliance.config import ConfigError, find, load
 
 if TYPE_CHECKING:
     from appliance.recording.reader import RecordReader
@@ -39,6 +40,10 @@ ARGUMENT = re.compile(
     r"(?i)(--[\w-]*(?:password|passwd|secret|token|api-?key|private-?key|credential)[\w-]*[ \t]+)([^\s-][^\s]*)"
 )
 IN_URL = re.compile(r"(://)[^/\s:@]*:[^/\s@]*@")
+
+
+TOML_BEGINS = re.compile(r"\s*(#|[\w.\"'-]+\s*=|\[{1,2}[\w. -]+\]{1,2}\s*(#.*)?$)")
+"""A line that begins something of its own, rather than go on with the value before it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +63,18 @@ def redact(value: Any) -> Any:
 def redact_text(text: str) -> str:
     """Lines without what is assigned to names that sound like secrets."""
     return IN_URL.sub(r"\1(removed)@", ARGUMENT.sub(r"\1(removed)", ASSIGNED.sub(r"\1(removed)", text)))
+
+
+def redact_toml(text: str) -> str:
+    """The text of a configuration, which need not be valid, without the values of keys that sound like secrets."""
+    found, hiding = [], False
+    for line in text.splitlines():
+        if hiding and not TOML_BEGINS.match(line):
+            continue
+        key, assigned, _ = line.partition("=")
+        hiding = bool(assigned) and bool(SECRET.search(key))
+        found.append(f"{key}= (removed)" if hiding else line)
+    return redact_text("\n".join(found) + "\n")
 
 
 @command
@@ -100,6 +117,7 @@ def _collect(url: str | None, since: float) -> dict[str, bytes]:
     sources: dict[str, Callable[[], Any]] = {
         "versions.json": _versions,
         "configuration.json": _configuration,
+        "configuration.toml": _configuration_text,
         "status.json": lambda: Appliance(url).get("/v2/appliance/status"),
         "workers.json": lambda: Appliance(url).get("/v2/appliance/workers"),
         "events.json": lambda: ask(
@@ -116,6 +134,9 @@ def _collect(url: str | None, since: float) -> dict[str, bytes]:
     for name, source in sources.items():
         try:
             found = source()
+        except ConfigError as error:
+            # most reports are asked for because something is broken, and this may be what is
+            found = {"missing": "the configuration cannot be used", "problems": [str(one) for one in error.problems]}
         except (CommandError, OSError, ValueError, subprocess.SubprocessError) as error:
             found = {"missing": str(error)}
         if isinstance(found, str):
@@ -141,9 +162,15 @@ def _versions() -> dict[str, Any]:
 def _configuration() -> Any:
     import msgspec
 
-    from appliance.config import find, load
-
     return msgspec.to_builtins(load(find()))
+
+
+def _configuration_text() -> str:
+    """The file as it was written; the program may not be able to read it."""
+    file = find()
+    if file is None:
+        return "# there is no file: the defaults count\n"
+    return f"# {file}\n{redact_toml(file.read_text(errors='replace'))}"
 
 
 def _history(url: str | None, since: float) -> list[Any]:

@@ -11,10 +11,12 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from typer.core import TyperCommand
 
 from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL
-from appliance.cli.output import CommandError, print_json
+from appliance.cli.output import CommandError, Exit, print_json
+from appliance.config import ConfigError
 
 
 class Severity(IntEnum):
@@ -41,9 +43,23 @@ class Verdict(msgspec.Struct, frozen=True):
     performance: str
 
 
+class PluginCommand(TyperCommand):
+    """Its usage errors are UNKNOWN: their usual exit status, 2, is CRITICAL to a monitor."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the arguments."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            # typer keeps the class of usage errors to itself; they are those that end with this status
+            if getattr(error, "exit_code", None) == Exit.USAGE:
+                error.exit_code = int(Severity.UNKNOWN)  # type: ignore[attr-defined]  # it has it: see above
+            raise
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("check")(check)
+    app.command("check", cls=PluginCommand)(check)
 
 
 def check(
@@ -58,8 +74,11 @@ def check(
     try:
         verdict = judge(Appliance(url).get("/v2/appliance/status"), Limits(p99_warning_ms, p99_critical_ms))
     except CommandError as error:
-        # nobody answers: for a monitor that is the worst case, not an unknown one
-        verdict = Verdict("CRITICAL", " ".join(error.message.split()), "")
+        # nobody answers: for a monitor that is the worst case, not an unknown one; a question that is wrong tells nothing
+        severity = Severity.UNKNOWN if error.code in (Exit.USAGE, Exit.CONFIG) else Severity.CRITICAL
+        verdict = Verdict(severity.name, " ".join(error.message.split()), "")
+    except ConfigError as error:
+        verdict = Verdict("UNKNOWN", f"the configuration cannot be used: {' '.join(str(error).split())}", "")
     if as_json:
         print_json(msgspec.to_builtins(verdict))
     else:

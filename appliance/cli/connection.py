@@ -92,21 +92,35 @@ class Appliance:
         return json.loads(data) if data else None
 
     def lines(self, path: str) -> Iterator[dict[str, Any]]:
-        """A stream of JSON lines, until the appliance ends it."""
+        """A stream of JSON lines, until the appliance ends it. It is open when this returns: what happens then is in it."""
         connection = self._connect(TIMEOUT_S)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
             if connection.sock is not None:
                 connection.sock.settimeout(None)
-            while line := response.readline():
-                yield json.loads(line)
+            if response.status >= 400:
+                raise _error(response.status, response.read())
         except (OSError, http.client.HTTPException) as error:
-            raise CommandError(
-                Exit.UNREACHABLE, "UNREACHABLE", f"the connection to {self.url} ended: {error}"
-            ) from error
-        finally:
             connection.close()
+            raise self._ended(error) from error
+        except CommandError:
+            connection.close()
+            raise
+
+        def read() -> Iterator[dict[str, Any]]:
+            try:
+                while line := response.readline():
+                    yield json.loads(line)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._ended(error) from error
+            finally:
+                connection.close()
+
+        return read()
+
+    def _ended(self, error: Exception) -> CommandError:
+        return CommandError(Exit.UNREACHABLE, "UNREACHABLE", f"the connection to {self.url} ended: {error}")
 
 
 def model_path(model: str, *rest: str) -> str:

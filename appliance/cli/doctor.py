@@ -10,8 +10,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,8 +33,6 @@ GOVERNOR_FIX = (
 )
 MARKS: dict[Grade, str] = {"good": "✓", "note": "·", "warning": "!", "error": "✗"}
 
-LOW_DISK_BYTES = 1 << 30
-LOW_DISK_SHARE = 0.05
 PROBE_S = 60.0
 DRIVER_PROBE_S = 20.0
 """NVML answers in a second or two when the driver has to be loaded first; later than that it hangs."""
@@ -264,7 +260,7 @@ def _gpus(patient: Patient) -> Iterator[Finding]:
     if not found["gpus"] and not found["findings"]:
         yield Finding("GPU", "note", "no NVIDIA GPU or driver on this box")
     for gpu in found["gpus"]:
-        # one that answers again after it was lost is not believed before its reset
+        # one that answers again after it was lost is not believed before the next start
         if ("gpu-lost", f"gpu.{gpu['index']}") not in told:
             yield from _gpu(gpu)
 
@@ -313,17 +309,9 @@ def _kind(gpu: dict[str, Any]) -> Iterator[str]:
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:
-    from appliance.lifecycle.compilation import engines_path
+    from appliance.cli import doctor_places
 
-    places = {"models": Path(patient.config.repository.path), "engines": engines_path(patient.config)}
-    for name, path in places.items():
-        existing = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
-        usage = shutil.disk_usage(existing)
-        text = f"{name}: {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
-        low = usage.free < LOW_DISK_BYTES or usage.free < usage.total * LOW_DISK_SHARE
-        yield Finding(
-            "disk", "warning" if low else "good", text, "appliance engines prune, or make room" if low else ""
-        )
+    yield from doctor_places.disk(patient)
 
 
 def _recorder(patient: Patient) -> Iterator[Finding]:
@@ -352,24 +340,9 @@ def _recorder(patient: Patient) -> Iterator[Finding]:
 
 
 def _permissions(patient: Patient) -> Iterator[Finding]:
-    models = Path(patient.config.repository.path)
-    if not models.is_dir():
-        yield Finding("models folder", "error", f"{models} is no folder", "make it, or set repository.path")
-        return
-    if not os.access(models, os.R_OK | os.X_OK):
-        yield Finding("models folder", "error", f"{models} cannot be read", f"chmod a+rX {models}")
-        return
-    unreadable = [file for file in models.rglob("*") if not os.access(file, os.R_OK)]
-    if unreadable:
-        text = f"{len(unreadable)} files cannot be read, {unreadable[0]} among them"
-        yield Finding("models folder", "error", text, f"chmod -R a+rX {models}")
-        return
-    loose = [file for file in models.rglob("*.onnx") if file.stat().st_mode & 0o002]
-    if loose:
-        text = f"{loose[0]} can be changed by everybody"
-        yield Finding("models folder", "warning", text, f"chmod -R o-w {models}")
-        return
-    yield Finding("models folder", "good", f"{models} can be read")
+    from appliance.cli import doctor_places
+
+    yield from doctor_places.permissions(patient)
 
 
 def _engines(patient: Patient) -> Iterator[Finding]:
@@ -396,23 +369,9 @@ def _engines(patient: Patient) -> Iterator[Finding]:
 
 
 def _ports(patient: Patient) -> Iterator[Finding]:
-    """Who listens where we would: ourselves, nobody, or somebody else."""
-    http = patient.config.http
-    if not http.enabled or not http.port:
-        return
-    with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
-        probe.settimeout(1.0)
-        taken = probe.connect_ex((http.host, http.port)) == 0
-    if taken and patient.status is None:
-        text = f"another program listens on {http.host}:{http.port}"
-        yield Finding("ports", "error", text, f"ss -ltnp 'sport = :{http.port}' names it; or set http.port")
-    else:
-        yield Finding("ports", "good", f"{http.host}:{http.port} is {'ours' if taken else 'free'}")
-    if http.host not in ("127.0.0.1", "::1", "localhost"):
-        text = f"HTTP listens on {http.host}, and there is no authentication"
-        yield Finding(
-            "ports", "warning", text, "put a proxy with authentication before it, or set http.host to 127.0.0.1"
-        )
+    from appliance.cli import doctor_places
+
+    yield from doctor_places.ports(patient)
 
 
 def _clock(_patient: Patient) -> Iterator[Finding]:

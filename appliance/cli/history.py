@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,6 +17,8 @@ from appliance.cli.records import SINCE, ask, clock, moment
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_POINTS = 60
+MOST_NAMES = 64
+"""Of one question; the appliance answers no more."""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +44,8 @@ def sparkline(values: Sequence[float | None]) -> str:
 @command
 def history(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Readings, e.g. gpu.temperature; none: which there are.")
+        list[str] | None,
+        typer.Argument(help="Readings: gpu.0.temperature, or gpu.temperature for every GPU's; none: which there are."),
     ] = None,
     since: SINCE = "1h",
     step: Annotated[str, typer.Option(help="The least time between points: 1min, 15min, 1h.")] = "",
@@ -49,12 +54,12 @@ def history(
     as_json: JSON = False,
 ) -> None:
     """How readings went: a sparkline with minimum, mean and maximum, or CSV, or JSON."""
-    wanted = list(names or ())
-    if not wanted:
-        found = ask(url, "/v2/appliance/history", {}, lambda reader: {"series": reader.series()})
-        print_json(found) if as_json else typer.echo("\n".join(found["series"]))
-        return
     begin = moment(since)
+    recorded = ask(url, "/v2/appliance/history", {}, lambda reader: {"series": reader.series()})
+    if not names:
+        print_json(recorded) if as_json else typer.echo("\n".join(recorded["series"]))
+        return
+    wanted = matching(names, recorded["series"])
     step_s = moment("0s") - moment(step) if step else 0.0
     points = 2_000 if as_csv or as_json else SPARKLINE_POINTS
     step_s = max(0.0, float(round(step_s)))
@@ -73,6 +78,32 @@ def history(
         print_table(
             ("READING", "MIN", "MEAN", "MAX", f"EVERY {found['step_s']:g} S"), [_row(name, found) for name in wanted]
         )
+
+
+def matching(asked: Sequence[str], recorded: Sequence[str]) -> list[str]:
+    """The recorded names that are meant: the name itself, or with the numbers that were left out ("gpu.temperature" is
+    "gpu.0.temperature" and "gpu.1.temperature"). CommandError for one that means none.
+    """
+    found: dict[str, None] = {}
+    for name in asked:
+        parts = (re.escape(part) for part in name.split("."))
+        pattern = re.compile(r"(?:\.\d+)*\.".join(parts) + r"(?:\.\d+)*")
+        meant = [name] if name in recorded else [other for other in recorded if pattern.fullmatch(other)]
+        if not meant:
+            near = difflib.get_close_matches(name, recorded, n=4, cutoff=0.5)
+            hint = f"near it: {', '.join(near)}; " if near else ""
+            raise CommandError(
+                Exit.FAILED,
+                "NO_SUCH_READING",
+                f"nothing was recorded by the name of {name}",
+                f"{hint}`appliance history` lists all {len(recorded)}",
+            )
+        found |= dict.fromkeys(meant)
+    if len(found) > MOST_NAMES:
+        raise CommandError(
+            Exit.USAGE, "USAGE", f"that means {len(found)} readings, {MOST_NAMES} go at a time", "name fewer of them"
+        )
+    return list(found)
 
 
 def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -60,13 +61,19 @@ def ask(url: str | None, path: str, query: dict[str, Any], from_file: Callable[[
     return from_disk(from_file)
 
 
+@functools.cache
+def _tell_once(message: str) -> None:
+    """A command that asks twice says it once."""
+    note(message)
+
+
 def from_disk(question: Callable[[RecordReader], Any]) -> Any:
     """Ask the configured file itself."""
     from appliance.core.errors import ApplianceError
     from appliance.recording.reader import RecordReader
 
     file = recorder_path(load(find()))
-    note(f"no appliance answers: reading {file}")
+    _tell_once(f"no appliance answers: reading {file}")
     try:
         return question(RecordReader(file))
     except ApplianceError as error:

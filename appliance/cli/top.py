@@ -24,14 +24,15 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 KEPT = 40
 LEVEL_STYLES = {"NOMINAL": "green", "WARM": "yellow", "HOT": "red", "CRITICAL": "bold white on red"}
 STATE_STYLES = {"READY": "green", "FAILED": "bold red"}
-GPU_READINGS = (
+GPU_READINGS: tuple[tuple[str, str, float], ...] = (
     ("TEMP °C", "temperature", 1),
     ("POWER W", "power", 1),
     ("CLOCK MHz", "clock.graphics", 1),
     ("GPU %", "utilization", 1),
     ("MEM GB", "memory.used", 1e-9),
-    ("FAN %", "fan", 1),
+    ("FAN %", "fan.", 1),
 )
+"""Title, name after the GPU's number, scale; a name that ends in a dot is the highest of all that begin so."""
 
 
 def register(app: typer.Typer) -> None:
@@ -123,7 +124,7 @@ class Screen:
         parts: list[RenderableType] = [self._head(self._status)]
         if gpus := self._status.get("gpus"):
             parts += [Text(), self._gpus(gpus, self._status["readings"])]
-        if host := self._host(self._status.get("readings") or {}):
+        if host := self._host(self._status):
             parts += [Text(), Text(host)]
         parts += [Text(), self._models(self._status["models"])]
         parts += [Text(f"! {finding['text']}", "yellow") for finding in self._status.get("findings") or ()]
@@ -153,7 +154,7 @@ class Screen:
         table.add_column("TEMPERATURE")
         for gpu in gpus:
             base = f"gpu.{gpu['index']}."
-            values = [_value(readings.get(base + name), scale) for _, name, scale in GPU_READINGS]
+            values = [_value(_reading(readings, base + name), scale) for _, name, scale in GPU_READINGS]
             trouble = "" if gpu["state"] == "OK" else f" {gpu['state']}: {gpu['action']}"
             kind = " (host's memory)" if gpu.get("integrated") else ""
             if gpu.get("mig_mode"):
@@ -162,16 +163,16 @@ class Screen:
             table.add_row(name, *values, sparkline(self._trails.get(base + "temperature", ())))
         return table
 
-    def _host(self, readings: dict[str, float | None]) -> str:
+    def _host(self, status: dict[str, Any]) -> str:
+        readings = status.get("readings") or {}
         known = (
-            ("CPU", "host.cpu.load", 1, "%"),
-            ("", "host.cpu.temperature", 1, "°C"),
-            ("memory available", "host.memory.available", 1e-9, "GB"),
-            ("front", "process.front.rss", 1e-6, "MB"),
+            ("CPU", readings.get("host.cpu.load"), 1, "%"),
+            ("", status.get("processor_temperature"), 1, "°C"),
+            ("memory available", readings.get("host.memory.available"), 1e-9, "GB"),
+            ("front", readings.get("process.front.rss"), 1e-6, "MB"),
         )
         found = []
-        for title, name, scale, unit in known:
-            value = readings.get(name)
+        for title, value, scale, unit in known:
             if value is not None:
                 found.append(f"{title} {value * scale:.3g} {unit}".strip())
         return "   ".join(found)
@@ -201,6 +202,12 @@ class Screen:
                 sparkline(self._trails.get(key, ())),
             )
         return table
+
+
+def _reading(readings: dict[str, float | None], name: str) -> float | None:
+    if not name.endswith("."):
+        return readings.get(name)
+    return max((value for key, value in readings.items() if key.startswith(name) and value is not None), default=None)
 
 
 def _value(value: float | None, scale: float) -> str:

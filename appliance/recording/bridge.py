@@ -5,7 +5,7 @@ Knows events only by their shape (`observability` is a neighbour that this room 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 NOT_KEPT = frozenset({"model.progress"})
@@ -14,6 +14,10 @@ NOT_KEPT = frozenset({"model.progress"})
 SEVERITIES = {
     "worker.lost": "error",
     "requests.refused": "warning",
+    "memory.leak": "warning",
+    "memory.refused": "warning",
+    "engine.gave_out": "warning",
+    "worker.recycled": "warning",
     "config.refused": "error",
 }
 
@@ -40,6 +44,18 @@ class Sink(Protocol):
         """See `Recorder.record_action`."""
 
 
+def as_recorded(topic: str, data: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Kind, severity and fields that an event has in the record. What an operator did has one kind, and its name as a field."""
+    fields = dict(data)
+    if topic.startswith("operator."):
+        action = topic.removeprefix("operator.")
+        return "operator.action", "info", {"actor": fields.pop("actor", "local"), "action": action, **fields}
+    severity = SEVERITIES.get(topic, "info")
+    if fields.get("state") == "FAILED":
+        severity = "error"
+    return topic, str(fields.get("severity", severity)), fields
+
+
 def listener(sink: Sink) -> Callable[[Happened], None]:
     """What to subscribe to the events. Never blocks, as listeners must not."""
 
@@ -51,9 +67,6 @@ def listener(sink: Sink) -> Callable[[Happened], None]:
             actor = str(fields.pop("actor", "local"))
             sink.record_action(actor, event.topic.removeprefix("operator."), fields)
             return
-        severity = SEVERITIES.get(event.topic, "info")
-        if event.data.get("state") == "FAILED":
-            severity = "error"
-        sink.record_event(event.topic, str(event.data.get("severity", severity)), dict(event.data))
+        sink.record_event(*as_recorded(event.topic, event.data))
 
     return record

@@ -18,6 +18,8 @@ from appliance.sensors.base import Every, Sampler
 
 log = logging.getLogger(__name__)
 
+COMPLAIN_EVERY_S = 60.0
+
 
 class Lane:
     """`ask` from the loop, then `answered` is set and `on_answer` called there; `part` is the last answer."""
@@ -30,6 +32,8 @@ class Lane:
         self._sampler = sampler
         self._on_answer = on_answer
         self._period = Every(sampler.period_s)
+        self._failed = 0
+        self._complain_next_s = float("-inf")
         self._asked_s: float | None = None
         self._questions: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -70,7 +74,7 @@ class Lane:
             ended = not thread.is_alive()
         self._loop = None
         if not ended:
-            log.warning("sensors.thread_left_behind", extra={"data": {"lane": self.name}})
+            log.warning("sensors.thread_left_behind", extra={"fields": {"lane": self.name}})
         return ended
 
     def _run(self) -> None:
@@ -80,7 +84,7 @@ class Lane:
                 part = self._sampler.sample(now_s)
             except Exception:
                 # a bug in a sampler costs its readings, not the daemon
-                log.exception("sensors.sampler_failed", extra={"data": {"lane": self.name}})
+                self._complain(now_s)
             loop = self._loop
             if loop is None:
                 break
@@ -89,6 +93,13 @@ class Lane:
             except RuntimeError:
                 break  # the loop is closed: nobody waits
         self._sampler.close()
+
+    def _complain(self, now_s: float) -> None:
+        """The traceback of the first failure, then one a minute: ten a second would push everything else out of the journal."""
+        self._failed += 1
+        if now_s >= self._complain_next_s:
+            log.exception("sensors.sampler_failed", extra={"fields": {"lane": self.name, "times": self._failed}})
+            self._failed, self._complain_next_s = 0, now_s + COMPLAIN_EVERY_S
 
     def _answer(self, part: Part | None) -> None:
         self._asked_s = None

@@ -150,7 +150,7 @@ class Monitor:
             duration_s=now - started,
             readings=readings,
             gpus=gpus,
-            findings=(*findings, *self._xids.values(), *self._storms(), *fans.stopped(readings, gpus)),
+            findings=(*findings, *self._xids.values(), *self._storms(now), *fans.stopped(readings, gpus)),
             silent_s={lane.name: self._overdue_s(lane, now) for lane in self._lanes},
         )
         return self.latest
@@ -244,8 +244,8 @@ class Monitor:
             except Exception:
                 log.exception("sensors.listener_failed")
 
-    def _storms(self) -> tuple[Finding, ...]:
-        held = 0 if self._events is None else self._events.guard.held_back
+    def _storms(self, now_s: float) -> tuple[Finding, ...]:
+        held = 0 if self._events is None else self._events.guard.held_back(now_s)
         if not held:
             return ()
         message = f"the NVIDIA driver repeats itself: {held} events were counted and not reported"

@@ -65,7 +65,7 @@ class StormGuard:
     def __init__(self, *, limit: int = 10, window_s: float = 60.0, kinds: int = 256) -> None:
         self._limit, self._window_s, self._kinds = limit, window_s, kinds
         self._seen: dict[tuple[str, int, int], deque[float]] = {}
-        self._suppressed: dict[tuple[str, int, int], int] = {}
+        self._suppressed: dict[tuple[str, int, int], tuple[int, float]] = {}
 
     def admit(self, event: DriverEvent) -> DriverEvent | None:
         """The event, with how many were held back before it; None if it is held back itself."""
@@ -76,15 +76,14 @@ class StormGuard:
         while times and times[0] <= event.at_s - self._window_s:
             times.popleft()
         if len(times) >= self._limit:
-            self._suppressed[key] = self._suppressed.get(key, 0) + 1
+            self._suppressed[key] = (self._suppressed.get(key, (0, 0.0))[0] + 1, event.at_s)
             return None
         times.append(event.at_s)
-        return msgspec.structs.replace(event, suppressed=self._suppressed.pop(key, 0))
+        return msgspec.structs.replace(event, suppressed=self._suppressed.pop(key, (0, 0.0))[0])
 
-    @property
-    def held_back(self) -> int:
-        """How many are held back now, of all kinds."""
-        return sum(self._suppressed.copy().values())
+    def held_back(self, now_s: float) -> int:
+        """How many are held back, of the kinds whose storm still goes on: one was held back within the last window."""
+        return sum(count for count, newest_s in self._suppressed.copy().values() if newest_s > now_s - self._window_s)
 
 
 class NvmlEvents:
@@ -120,7 +119,7 @@ class NvmlEvents:
                 calls.open()
                 self._wait(calls)
             except RefusedError as error:
-                log.debug("sensors.events_unavailable", extra={"data": {"reason": str(error)}})
+                log.debug("sensors.events_unavailable", extra={"fields": {"reason": str(error)}})
             calls.close()
             self._stop.wait(self._retry_s)
 
@@ -147,7 +146,7 @@ class NvmlEvents:
                 return None
             calls.plain(api.nvmlDeviceRegisterEvents, handle, wanted, events)
         except RefusedError as error:
-            log.info("sensors.no_events", extra={"data": {"gpu": index, "reason": str(error)}})
+            log.info("sensors.no_events", extra={"fields": {"gpu": index, "reason": str(error)}})
             return None
         return handle
 

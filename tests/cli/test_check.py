@@ -77,3 +77,20 @@ def test_nobody_answering_is_critical() -> None:
     done = CliRunner().invoke(app, ["check", "--url", "http://127.0.0.1:9"])
     assert done.exit_code == 2
     assert done.stdout.startswith("APPLIANCE CRITICAL: no appliance answers")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--url", "bogus"], ["--no-such-option"], ["--p99-warning-ms", "fast"], ["--p99-warning-ms", "-1"], ["surplus"]],
+)
+def test_a_question_that_is_wrong_is_unknown_and_not_critical(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, ["check", *arguments]).exit_code == 3
+
+
+def test_a_wrong_url_is_said_in_the_plugin_s_one_line() -> None:
+    done = CliRunner().invoke(app, ["check", "--url", "bogus"])
+    assert done.stdout == "APPLIANCE UNKNOWN: 'bogus' is no URL of an appliance\n"
+
+
+def test_other_commands_keep_their_exit_status_for_usage() -> None:
+    assert CliRunner().invoke(app, ["status", "--no-such-option"]).exit_code == 2

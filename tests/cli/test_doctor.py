@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -15,7 +16,15 @@ from typer.testing import CliRunner
 from appliance.cli import doctor
 from appliance.cli.doctor import Check, Finding, Patient
 from appliance.cli.main import app
-from appliance.config import Config, EnginesConfig, HttpConfig, RecorderConfig, RepositoryConfig, WorkersConfig
+from appliance.config import (
+    Config,
+    EnginesConfig,
+    HttpConfig,
+    RecorderConfig,
+    RepositoryConfig,
+    WorkersConfig,
+    ZmqConfig,
+)
 from appliance.host.sandbox import Sandbox
 from tests.fakes.nvml import StubNvml
 
@@ -30,7 +39,10 @@ def config(tmp_path: Path) -> Config:
     return Config(
         repository=RepositoryConfig(path=str(models)),
         engines=EnginesConfig(path=str(tmp_path / "engines")),
+        recorder=RecorderConfig(path=str(tmp_path / "recorder" / "r.sqlite3")),
+        runtime_dir=str(tmp_path / "run"),
         http=HttpConfig(port=0),
+        zmq=ZmqConfig(tcp="tcp://127.0.0.1:0", events_tcp=""),
     )
 
 
@@ -43,14 +55,71 @@ def one(check: Check, looked_at: Patient) -> Finding:
     return found
 
 
+def first(check: Check, looked_at: Patient) -> Finding:
+    return next(iter(check(looked_at)))
+
+
+class DiskUsage(NamedTuple):
+    """As `shutil.disk_usage` tells it, in bytes."""
+
+    total: int
+    used: int
+    free: int
+
+
 def test_a_healthy_folder_is_good_and_one_that_all_may_change_is_not(config: Config) -> None:
-    assert one(doctor._permissions, patient(config)).grade == "good"
+    assert first(doctor._permissions, patient(config)).grade == "good"
     file = Path(config.repository.path) / "m" / "1" / "model.onnx"
     file.chmod(0o666)
-    found = one(doctor._permissions, patient(config))
+    found = first(doctor._permissions, patient(config))
     assert (found.grade, "everybody" in found.text) == ("warning", True)
     gone = Config(repository=RepositoryConfig(path="/nowhere"))
-    assert one(doctor._permissions, patient(gone)).grade == "error"
+    assert first(doctor._permissions, patient(gone)).grade == "error"
+
+
+class Modes:
+    """Folders that refuse, told instead of made: a test may run as root, whom no folder refuses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.closed: set[Path] = set()
+        monkeypatch.setattr("appliance.cli.doctor_places.os.access", self.access)
+
+    def access(self, path: Path, mode: int) -> bool:
+        return not (mode & os.W_OK and Path(path) in self.closed)
+
+
+def test_folders_that_the_appliance_writes_are_looked_at(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = Modes(monkeypatch)
+    (tmp_path / "recorder").mkdir()
+    _, found = doctor._permissions(patient(config))
+    assert (found.grade, found.text) == ("good", "sockets, engines, recorder: can be written")
+    modes.closed = {tmp_path / "recorder"}
+    _, found, well = doctor._permissions(patient(config))
+    assert (found.grade, found.fix) == ("error", f"chmod u+rwx {tmp_path / 'recorder'}")
+    assert well.text == "sockets, engines: can be written"
+    modes.closed = {tmp_path}
+    grades = [(told.grade, told.text.split(" ")[1]) for told in doctor._permissions(patient(config))][1:]
+    assert grades == [("error", "(sockets)"), ("error", "(engines)"), ("good", "can")]
+    monkeypatch.setattr("appliance.cli.doctor_places.os.geteuid", lambda: os.getuid() + 1)
+    assert [told.grade for told in doctor._permissions(patient(config))] == ["good", "note", "note", "good"]
+
+
+def test_the_disk_of_the_record_is_looked_at_too(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = {"recorder": (100 * 10**9, 0, 10**8)}
+    monkeypatch.setattr(
+        "appliance.cli.doctor_places.shutil.disk_usage",
+        lambda path: DiskUsage(*usage.get(path.name, (100 * 10**9, 0, 50 * 10**9))),
+    )
+    Path(config.recorder.path).parent.mkdir()
+    found = {told.text.partition(":")[0]: told for told in doctor._disk(patient(config))}
+    assert {name: told.grade for name, told in found.items()} == {
+        "models": "good",
+        "engines": "good",
+        "recorder": "warning",
+    }
+    assert "recorder.max_size_mb" in found["recorder"].fix
 
 
 def test_a_failed_model_and_a_finding_of_the_sensors_are_named(config: Config) -> None:
@@ -73,12 +142,28 @@ def listener() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
+NO_ZMQ = ZmqConfig(enabled=False)
+
+
 def test_a_port_that_somebody_else_has_is_an_error_and_ours_is_not(config: Config, listener: int) -> None:
-    ill = Config(http=HttpConfig(port=listener))
+    ill = Config(http=HttpConfig(port=listener), zmq=NO_ZMQ)
     assert one(doctor._ports, patient(ill)).grade == "error"
     assert one(doctor._ports, patient(ill, status=STATUS)).grade == "good"
-    open_house = Config(http=HttpConfig(host="0.0.0.0", port=listener))
+    open_house = Config(http=HttpConfig(host="0.0.0.0", port=listener), zmq=NO_ZMQ)
     assert [finding.grade for finding in doctor._ports(patient(open_house, status=STATUS))] == ["good", "warning"]
+
+
+@pytest.mark.parametrize("setting", ["tcp", "events_tcp"])
+def test_zeromqs_ports_are_looked_at_as_well(listener: int, setting: str) -> None:
+    quiet = {"tcp": "", "events_tcp": ""}
+    ill = Config(http=HttpConfig(port=0), zmq=ZmqConfig(**{**quiet, setting: f"tcp://127.0.0.1:{listener}"}))
+    found = one(doctor._ports, patient(ill))
+    assert (found.grade, f"set zmq.{setting}" in found.fix) == ("error", True)
+    assert one(doctor._ports, patient(ill, status=STATUS)).text == f"127.0.0.1:{listener} is ours"
+    open_house = Config(http=HttpConfig(port=0), zmq=ZmqConfig(**{**quiet, setting: f"tcp://*:{listener}"}))
+    ours, warned = doctor._ports(patient(open_house, status=STATUS))
+    assert (ours.grade, warned.grade) == ("good", "warning")
+    assert "ZeroMQ listens on *" in warned.text
 
 
 def test_telemetry_records_are_found(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +253,7 @@ def test_a_record_that_was_put_away_and_one_that_does_not_record_are_found(confi
     assert (found.grade, "disk is full" in found.text) == ("error", True)
     lossy = {"recorder": {"problem": "", "dropped": 7}}
     assert "7 records were lost" in one(doctor._recorder, patient(config, status=lossy)).text
-    aside = Path(config.repository.path) / ".recorder" / "recorder.sqlite3.damaged-1-2"
+    aside = Path(f"{config.recorder.path}.damaged-1-2")
     aside.parent.mkdir()
     aside.touch()
     found = one(doctor._recorder, patient(config, status={"recorder": {"problem": "", "dropped": 0}}))

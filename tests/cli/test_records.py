@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from appliance.cli import bugreport
-from appliance.cli.bugreport import redact, redact_text
-from appliance.cli.history import number, sparkline
+from appliance.cli.bugreport import redact, redact_text, redact_toml
+from appliance.cli.history import matching, number, sparkline
 from appliance.cli.main import app
 from appliance.cli.records import moment
+from appliance.core import quantities as q
 from appliance.core.energy import EnergyWindow, ModelShare
 from appliance.recording.recorder import Recorder
 
@@ -38,7 +39,12 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recorder.start()
     now = time.time()
     for second in range(120):
-        recorder.record_sample(now - 120 + second, 1000.0 + second, {"gpu.temperature": 40.0 + second})
+        readings = {
+            q.GPU_TEMPERATURE.name(0): 40.0 + second,
+            q.GPU_TEMPERATURE.name(1): 20.0,
+            q.GPU_FAN.name(0, 0): 50.0,
+        }
+        recorder.record_sample(now - 120 + second, 1000.0 + second, readings)
     recorder.record_event("model.state", "info", {"model": "digits", "api_token": "hush"})
     recorder.record_action("anna", "load", {"model": "digits"})
     recorder.record_energy(
@@ -62,16 +68,50 @@ def test_events_are_read_from_the_file_when_nobody_answers(file: Path) -> None:
 
 
 def test_history_is_a_sparkline_csv_or_json(file: Path) -> None:
-    line = output("history", "gpu.temperature")
+    line = output("history", "gpu.0.temperature")
     assert "159" in line
     assert "▁" in line
     assert "█" in line
-    rows = output("history", "gpu.temperature", "--csv").splitlines()
+    rows = output("history", "gpu.0.temperature", "--csv").splitlines()
     assert rows[0] == "time,name,min,mean,max"
     assert len(rows) == 121
-    assert json.loads(output("history", "gpu.temperature", "--json"))["tier_s"] == 1
-    assert output("history").strip() == "gpu.temperature"
-    assert "nothing recorded" in output("history", "no.such")
+    assert json.loads(output("history", "gpu.0.temperature", "--json"))["tier_s"] == 1
+    assert output("history").split() == ["gpu.0.fan.0", "gpu.0.temperature", "gpu.1.temperature"]
+
+
+def test_a_reading_without_its_number_is_every_such_reading(file: Path) -> None:
+    lines = output("history", "gpu.temperature", "--since", "24h").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["gpu.0.temperature", "gpu.1.temperature"]
+    assert all("▁" in line for line in lines[1:])
+    assert list(json.loads(output("history", "gpu.0.fan", "--json"))["series"]) == ["gpu.0.fan.0"]
+
+
+def test_a_reading_that_was_never_recorded_is_an_error_with_near_ones(file: Path) -> None:
+    done = run.invoke(app, ["history", "gpu.0.temprature"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "nothing was recorded by the name of gpu.0.temprature" in done.stderr
+    assert "gpu.0.temperature" in done.stderr
+    failed = json.loads(output("history", "no.such", "--json", code=1))["error"]
+    assert failed["code"] == "NO_SUCH_READING"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        (["gpu.power"], ["gpu.0.power", "gpu.10.power"]),
+        (["gpu.10.power"], ["gpu.10.power"]),
+        (["gpu.fan"], ["gpu.0.fan.0", "gpu.0.fan.1"]),
+        (["gpu.power.limit", "gpu.power"], ["gpu.0.power.limit", "gpu.0.power", "gpu.10.power"]),
+        (["gpu.power", "gpu.0.power"], ["gpu.0.power", "gpu.10.power"]),
+        (["host.cpu.load"], ["host.cpu.load"]),
+    ],
+)
+def test_numbers_may_be_left_out_and_nothing_else(asked: list[str], meant: list[str]) -> None:
+    recorded = [
+        *("gpu.0.power", "gpu.10.power", "gpu.0.power.limit", "gpu.0.fan.0", "gpu.0.fan.1"),
+        *("host.cpu.load", "host.cpu.load_average", "gpu.x.power"),
+    ]
+    assert matching(asked, recorded) == meant
 
 
 @pytest.mark.parametrize(
@@ -114,6 +154,45 @@ def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path
     assert not any("hush" in text for text in texts.values())
     assert (tmp_path / "report.tar.gz").stat().st_mode & 0o077 == 0
     assert run.invoke(app, ["bugreport", "-o", "report.tar.gz"]).exit_code == 1, "an archive is not overwritten"
+
+
+@pytest.mark.parametrize("broken", ['[http\nport = "x"\n', '[http]\nport = "x"\nadmin_token = "hush"\nprot = 1\n'])
+def test_a_bugreport_is_made_though_the_configuration_is_broken(
+    file: Path, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "appliance.toml").write_text(broken)
+    output("bugreport", "-o", "report.tar.gz")
+    with tarfile.open(tmp_path / "report.tar.gz") as archive:
+        texts = {entry.name: archive.extractfile(entry).read().decode() for entry in archive}  # type: ignore[union-attr]
+    assert json.loads(texts["bugreport/configuration.json"])["problems"]
+    assert 'port = "x"' in texts["bugreport/configuration.toml"]
+    assert "problems" in texts["bugreport/events.json"], "where the record lies is not known"
+    assert "appliance" in json.loads(texts["bugreport/versions.json"])
+    assert not any("hush" in text for text in texts.values())
+
+
+def test_the_text_of_a_configuration_loses_its_secrets_and_nothing_else() -> None:
+    text = """[http]
+port = 8000  # ours
+admin_token = "hush1"
+tokens = [
+  "hush2",
+  "hush3"]
+name = "box"
+password = '''
+hush4
+'''
+[recorder]
+path = "https://kim:hush5@host/"
+"""
+    shown = redact_toml(text)
+    assert "hush" not in shown
+    assert [line for line in shown.splitlines() if "removed" not in line] == [
+        "[http]",
+        "port = 8000  # ours",
+        'name = "box"',
+        "[recorder]",
+    ]
 
 
 JOURNAL = """#!/bin/sh

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from appliance.cli.top import Screen, sparkline
+from appliance.cli.top import GPU_READINGS, Screen, sparkline
+from appliance.core import quantities as q
 
 
 def document(success: int, **more: Any) -> dict[str, Any]:
@@ -49,6 +50,30 @@ def test_gpus_host_governor_and_findings_are_drawn_where_there_are_any() -> None
     for words in ("HOT GPU 0 at 91 °C", "Orin LOST: reboot", "CPU 12 %", "! reboot pending"):
         assert words in text
     assert "–" in text, "a reading that is missing is shown as missing"
+
+
+def test_every_column_shows_what_the_sensors_give_by_its_name() -> None:
+    values = {
+        q.GPU_TEMPERATURE.name(0): 61.0,
+        q.GPU_POWER.name(0): 71.0,
+        q.GPU_CLOCK_GRAPHICS.name(0): 1981.0,
+        q.GPU_UTILIZATION.name(0): 81.0,
+        q.GPU_MEMORY_USED.name(0): 9.1e9,
+        q.GPU_FAN.name(0, 0): 33.0,
+        q.GPU_FAN.name(0, 1): 44.0,
+        q.GPU_FAN.name(1, 0): 99.0,
+        q.CPU_LOAD.name(): 12.0,
+        q.MEMORY_AVAILABLE.name(): 3.3e9,
+        q.PROCESS_RSS.name("front"): 55e6,
+    }
+    screen = Screen()
+    gpu = {"index": 0, "name": "A2", "state": "OK", "action": ""}
+    screen.take(document(0, gpus=[gpu], readings=values, processor_temperature=47.5), 1.0)
+    lines = drawn(screen).splitlines()
+    row = next(line for line in lines if line.strip().startswith("0 A2"))
+    assert row.split()[2:8] == ["61", "71", "1981", "81", "9.1", "44"], "the fastest fan of this GPU"
+    assert len(GPU_READINGS) == 6
+    assert "CPU 12 %   47.5 °C   memory available 3.3 GB   front 55 MB" in "\n".join(lines)
 
 
 def test_without_a_gpu_there_is_no_gpu_table() -> None:

@@ -290,4 +290,4 @@ def test_events_can_be_followed_from_the_command_line(served: House) -> None:
             appliance.post("/v2/repository/models/text/unload")
             appliance.post("/v2/repository/models/text/load")
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["topic"].startswith(("model.", "operator."))
+        assert json.loads(process.stdout.readline())["kind"].startswith(("model.", "operator."))

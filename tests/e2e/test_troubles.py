@@ -228,7 +228,7 @@ def test_a_trouble_is_told_to_everybody_and_is_over_when_it_is_mended(box: Box, 
     expect_no_other_event(box, last, trouble)
     last = newest(box)
     if trouble.state == "LOST":
-        expect_still_lost_without_a_reset(box, trouble)
+        expect_lost_until_a_start_finds_it_well(box, trouble)
     box.end(trouble)
     box.until(healthy)
     expect_series(box, trouble.healthy)
@@ -241,8 +241,11 @@ def test_a_trouble_is_told_to_everybody_and_is_over_when_it_is_mended(box: Box, 
         expect_event(box, last, Told("daemon.start", "info"))
 
 
-def expect_still_lost_without_a_reset(box: Box, trouble: Trouble) -> None:
-    """It is terminal: answering again is not enough, and neither is a start without a reset."""
+def expect_lost_until_a_start_finds_it_well(box: Box, trouble: Trouble) -> None:
+    """Answering again is not enough while the daemon runs; a start asks anew, and finds it lost while it does not answer.
+
+    That a start finds it well when it answers is how the trouble ends: nothing is remembered from run to run.
+    """
     box.nvml.put(dict.fromkeys(trouble.values))
     uptime_s = box.series()["appliance_uptime_seconds"]
     box.until(lambda document: document["status"]["uptime_s"] > uptime_s + 0.3)

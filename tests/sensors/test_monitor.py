@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ async def test_a_storm_of_events_is_counted_and_not_delivered(stub: StubNvml) ->
     stub.event(0, 43)
     events.start()
     assert [(await asyncio.wait_for(got.get(), 10)).data for _ in range(3)] == [13, 13, 43]
-    assert events.guard.held_back == 3
+    assert events.guard.held_back(time.monotonic()) == 3
     assert await events.close(5)
 
 
@@ -213,6 +214,26 @@ def test_after_a_storm_the_next_event_says_how_many_were_held_back() -> None:
     guard = StormGuard(limit=1, window_s=60)
     admitted = [guard.admit(DriverEvent(at_s, "xid", 0, 13)) for at_s in (0, 1, 2, 61)]
     assert [event and event.suppressed for event in admitted] == [0, None, None, 2]
+
+
+def test_a_storm_is_over_when_a_window_has_passed_without_it() -> None:
+    guard = StormGuard(limit=1, window_s=60)
+    for at_s in (0, 1, 2):
+        guard.admit(DriverEvent(at_s, "xid", 0, 13))
+    for at_s in (30, 50):
+        guard.admit(DriverEvent(at_s, "xid", 1, 43))
+    assert [guard.held_back(now_s) for now_s in (50, 61.9, 62, 109.9, 110, 1e6)] == [3, 3, 1, 1, 0, 0]
+
+
+async def test_the_finding_of_a_storm_goes_with_it() -> None:
+    now_s = 1000.0
+    monitor = Monitor(samplers=(), clock=lambda: now_s)
+    assert monitor._events is not None
+    for _ in range(12):
+        monitor._events.guard.admit(DriverEvent(now_s, "xid", 0, 13))
+    assert [finding.code for finding in (await monitor.sample()).findings] == ["event-storm"]
+    now_s += 61
+    assert (await monitor.sample()).findings == ()
 
 
 def test_nothing_makes_a_lost_gpu_look_alive() -> None:
