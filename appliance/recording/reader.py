@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import msgspec
 
 from appliance.core import audit
 from appliance.core.energy import EnergySum
-from appliance.core.errors import unavailable
+from appliance.core.errors import invalid, unavailable
 from appliance.core.history import TIERS, Bucket, choose_tier, merge_rows
 from appliance.recording.file import open_for_reading
-from appliance.recording.packing import unpack
+from appliance.recording.packing import Selection
 from appliance.recording.writer import audit_anchor, audit_entry, names_of, object_of
 
 MAX_EVENTS = 10_000
+MAX_KINDS = 32
 MAX_POINTS = 2_000
 DEFAULT_POINTS = 300
 FOREVER = 1e11
@@ -52,12 +53,20 @@ class RecordReader:
     def events(
         self, *, since: float = 0.0, until: float = FOREVER, kind: str = "", limit: int = 1_000, after_id: int = 0
     ) -> list[dict[str, Any]]:
-        """The newest `limit` events of that time (seconds since 1970), oldest first. `kind` "model" means model.state too."""
+        """The newest `limit` events of that time (seconds since 1970), oldest first.
+
+        `kind` "model" means model.state too; "model,gpu.xid" either. At most `MAX_KINDS`.
+        """
+        kinds = [one for one in kind.split(",") if one]
+        if len(kinds) > MAX_KINDS:
+            raise invalid(f"at most {MAX_KINDS} kinds of events at a time, {len(kinds)} came")
+        either = " OR ".join(["kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.'"] * len(kinds)) or "1"
         query = (
-            "SELECT id, wall, monotonic, boot_id, kind, severity, fields FROM events WHERE wall >= ? AND wall <= ?"
-            " AND id > ? AND (? = '' OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.') ORDER BY id DESC LIMIT ?"
+            "SELECT id, wall, monotonic, boot_id, kind, severity, fields FROM events WHERE wall >= ? AND wall <= ?"  # noqa: S608
+            f" AND id > ? AND ({either}) ORDER BY id DESC LIMIT ?"
         )
-        values = (since, until, after_id, kind, kind, kind, kind, max(1, min(limit, MAX_EVENTS)))
+        tripled = [one for one in kinds for _ in range(3)]
+        values = (since, until, after_id, *tripled, max(1, min(limit, MAX_EVENTS)))
         with self._open() as connection:
             rows = connection.execute(query, values).fetchall()
         names = ("id", "time", "monotonic", "boot_id", "kind", "severity")
@@ -94,18 +103,21 @@ class RecordReader:
             step = max(step_s, span / points)
             tier = TIERS[choose_tier(begun, until, step, oldest)]
             rows = connection.execute(
-                f"SELECT segment, start, wall, names, data FROM samples_{tier.step_s} AS s"  # noqa: S608
-                " JOIN layouts ON layouts.id = s.layout WHERE wall >= ? AND wall <= ? ORDER BY s.segment, s.start",
+                f"SELECT segment, start, wall, layout, data FROM samples_{tier.step_s}"  # noqa: S608
+                " WHERE wall >= ? AND wall <= ? ORDER BY segment, start",
                 (since, until),
             ).fetchall()
+            layouts = dict(connection.execute("SELECT id, names FROM layouts").fetchall())
         step = max(tier.step_s, -(-step // tier.step_s) * tier.step_s)
-        groups: dict[tuple[int, int], list[tuple[float, dict[str, Bucket]]]] = {}
-        for segment, start, wall, text, data in rows:
-            wanted = {name: bucket for name, bucket in unpack(names_of(text), data).items() if name in names}
-            groups.setdefault((segment, int(start // step)), []).append((wall, wanted))
+        groups: dict[tuple[int, int], list[tuple[float, int, bytes]]] = {}
+        for segment, start, wall, layout, data in rows:
+            groups.setdefault((segment, int(start // step)), []).append((wall, layout, data))
         if len(groups) > MAX_POINTS:
             groups = dict(list(groups.items())[-MAX_POINTS:])
-        merged = [(members[0][0], merge_rows(row for _, row in members)) for members in groups.values()]
+        used = {layout for members in groups.values() for _, layout, _ in members}
+        wanted = frozenset(names)
+        selections = {layout: Selection(names_of(layouts.get(layout, "")), wanted) for layout in used}
+        merged = [(members[0][0], _merged(members, selections)) for members in groups.values()]
         return {
             "step_s": step,
             "tier_s": tier.step_s,
@@ -132,6 +144,15 @@ class RecordReader:
         verdict = audit.verify(entries, after_seq=seq, after_hash=hash_)
         shown = entries[-max(1, min(limit, MAX_EVENTS)) :]
         return {"verdict": msgspec.to_builtins(verdict), "entries": [msgspec.to_builtins(entry) for entry in shown]}
+
+
+def _merged(members: Sequence[tuple[float, int, bytes]], selections: Mapping[int, Selection]) -> dict[str, Bucket]:
+    """The rows of one moment as one; each layout at once, then what the layouts have in common."""
+    by_layout: dict[int, list[bytes]] = {}
+    for _, layout, data in members:
+        by_layout.setdefault(layout, []).append(data)
+    parts = [selections[layout].merged(rows) for layout, rows in by_layout.items()]
+    return parts[0] if len(parts) == 1 else merge_rows(parts)
 
 
 def _columns(buckets: Sequence[Bucket | None]) -> dict[str, list[float | None]]:

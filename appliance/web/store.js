@@ -1,10 +1,12 @@
 // What the appliance says, live: one event stream, the last snapshot, and a few minutes of each value. Views subscribe; they never poll.
 
 const KEPT = 300;
+// Snapshots come every second. A pulled cable or a stuck loop breaks no connection, so silence is what tells.
+const SILENCE_MS = 5000, LOOK_MS = 1000;
 
 export const store = { snapshot: null, events: [], trail: new Map(), rates: new Map(), connected: false, boot: null };
 const listeners = new Set();
-let source = null, before = null, retry = null;
+let source = null, before = null, retry = null, watch = null, heard = 0;
 
 export function subscribe(listener) {
   listeners.add(listener);
@@ -15,6 +17,8 @@ function tell(what) { for (const listener of [...listeners]) listener(what); }
 
 export function connect() {
   source?.close();
+  heard = performance.now();
+  watch ??= watched();
   source = new EventSource("/v2/appliance/stream");
   source.addEventListener("snapshot", (message) => take(JSON.parse(message.data)));
   source.addEventListener("event", (message) => {
@@ -23,14 +27,31 @@ export function connect() {
     tell("event");
   });
   source.onerror = () => {
-    if (store.connected) { store.connected = false; tell("link"); }
+    lost();
     // the browser tries again by itself unless the answer was an error; then we do
     if (source.readyState === EventSource.CLOSED) { clearTimeout(retry); retry = setTimeout(connect, 1000); }
   };
 }
 
+function lost() {
+  if (store.connected) { store.connected = false; tell("link"); }
+}
+
+function watched() {
+  let looked = performance.now();
+  return setInterval(() => {
+    const now = performance.now(), late = now - looked > 3 * LOOK_MS;
+    looked = now;
+    // a page that was itself asleep or busy has unread snapshots: they come first
+    if (late || now - heard < SILENCE_MS) return;
+    lost();
+    connect();
+  }, LOOK_MS);
+}
+
 function take(snapshot) {
   const now = performance.now();
+  heard = now;
   if (store.boot !== snapshot.boot) { before = null; store.rates.clear(); store.boot = snapshot.boot; }
   if (before) {
     const seconds = (now - before.now) / 1000;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,7 +132,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=Service(DRIVER or ""))
+    # a reader far from UTC, without summer time: what is drawn in the wrong zone is hours off
+    service = Service(DRIVER or "", env={**os.environ, "TZ": "Asia/Shanghai"})
+    made = webdriver.Chrome(options=options, service=service)
     yield made
     made.quit()
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import time
 import urllib.request
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -89,6 +93,71 @@ def test_history_draws_temperature_power_and_the_lanes(page: Page) -> None:
     page.until(lambda: page.script("return document.querySelectorAll('#chart .scatterlayer .trace').length") or 0)
 
 
+DRAWN = """
+  const chart = document.getElementById('chart'), axis = chart?._fullLayout?.xaxis;
+  if (!axis || !chart.data) return null;
+  const at = (x) => axis.d2c(x);
+  return {
+    samples: chart.data.filter((trace) => trace.mode === 'lines').flatMap((trace) => trace.x.map(at)),
+    marks: chart.layout.annotations.map((mark) => [at(mark.x), mark.hovertext]),
+    lines: chart.layout.shapes.map((line) => at(line.x0)),
+    lanes: chart.data.filter((trace) => trace.type === 'bar').map((bar) => [bar.name, bar.width, bar.offset]),
+  };
+"""
+
+
+def test_marks_are_where_the_samples_of_their_time_are(page: Page, watched: House) -> None:
+    Appliance(watched.http).post("/v2/repository/models/whip/load")
+    page.open("history/1h")
+    assert page.script("return new Date(0).getTimezoneOffset()") == -480
+
+    def drawn() -> Any:
+        found = page.script(DRAWN)
+        return found and any(text.startswith("operator.action") for _, text in found["marks"]) and found
+
+    found = page.until(drawn)
+    first, last = min(found["samples"]), max(found["samples"])
+    assert found["marks"]
+    assert all(first <= when <= last + 10_000 for when, _ in found["marks"])
+    assert found["lines"][: len(found["marks"])] == [when for when, _ in found["marks"]]
+    assert {offset for _, _, offset in found["lanes"]} == {0}, "a bar begins at its moment"
+
+
+def test_an_hour_is_read_once_and_then_only_what_is_new(page: Page) -> None:
+    page.open("history/1h")
+    page.until(lambda: page.script(DRAWN))
+    asked = "return performance.getEntriesByType('resource').map((one) => one.name)"
+    page.script("performance.clearResourceTimings()")
+    before = max(page.script(DRAWN)["samples"])
+    page.until(lambda: max(page.script(DRAWN)["samples"]) > before)
+    queries = [parse_qs(urlsplit(address).query) for address in page.script(asked) if "/history?" in address]
+    assert queries
+    assert all(float(query["since"][0]) > time.time() - 60 and query["step"] for query in queries)
+    line = "document.getElementById('chart').data.find((trace) => trace.mode === 'lines')"
+    samples = page.script(f"return {line}.x.map(Number)")
+    assert samples == sorted(set(samples)), "each moment once"
+
+
+def test_lanes_and_requests_are_asked_for_however_many_sensors_there_are(page: Page) -> None:
+    page.open()
+    page.shows("All is well", "#verdict")
+    asked = page.driver.execute_async_script(
+        """
+        const done = arguments[0], asked = [], fetched = window.fetch;
+        window.fetch = (path, ...more) => { asked.push(String(path)); return fetched(path, ...more); };
+        Promise.all([import('/page/store.js'), import('/page/views/history.js')]).then(([{ store }, view]) => {
+          for (let index = 0; index < 150; index++) store.snapshot.readings[`host.temperature.s${index}`] = 40;
+          const end = view.render(document.getElementById('main'), ['1h']);
+          setTimeout(() => { end(); window.fetch = fetched; done(asked.filter((path) => path.includes('/history?'))); }, 1500);
+        });
+        """
+    )
+    names = [parse_qs(urlsplit(path).query)["names"][0].split(",") for path in asked]
+    assert {"gpu.0.throttle", "governor.level", "requests.rate", "requests.p99"} <= set(names[0])
+    assert all(len(some) <= 64 for some in names)
+    assert {f"host.temperature.s{index}" for index in range(150)} <= {name for some in names for name in some}
+
+
 def test_a_dropped_picture_is_answered_with_labels(page: Page) -> None:
     page.open("try/digits")
     page.until(lambda: page.driver.find_elements(By.CSS_SELECTOR, "input[type=file]"))
@@ -167,5 +236,55 @@ def test_the_page_outlives_the_appliance_and_finds_it_again(page: Page, watched:
     page.shows("does not answer", "#verdict")
     page.shows("no connection", "#link")
     watched.start()
+    page.shows("All is well", "#verdict")
+    page.shows("live", "#link")
+
+
+def told(page: Page, topic: str) -> int:
+    """How often the events' list has a topic that begins so."""
+    topics: list[str] = page.script(
+        "return [...document.querySelectorAll('#events summary span')].map((one) => one.textContent)"
+    )
+    return sum(one.startswith(topic) for one in topics)
+
+
+def test_a_page_that_stays_open_learns_of_a_restart(page: Page, watched: House) -> None:
+    page.open("events")
+    page.shows("daemon.start", "#events")
+    before = told(page, "daemon.start")
+    assert watched.stop() == 0
+    page.shows("no connection", "#link")
+    watched.start()
+    page.until(lambda: told(page, "daemon.start") == before + 1)
+    shown = page.script(
+        "return [...document.querySelectorAll('#events details')].map((one) => one.querySelector('time').dateTime)"
+    )
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_an_event_that_was_seen_live_and_is_recorded_is_shown_once(page: Page, watched: House) -> None:
+    page.open("events")
+    page.shows("live", "#link")
+    page.shows("daemon.start", "#events")
+    before = told(page, "operator.")
+    Appliance(watched.http).post("/v2/repository/models/whip/load")
+    page.until(lambda: told(page, "operator.") == before + 1)
+    assert watched.stop() == 0
+    page.shows("no connection", "#link")
+    known = told(page, "daemon.start")
+    watched.start()
+    page.until(lambda: told(page, "daemon.start") == known + 1)
+    assert told(page, "operator.") == before + 1
+
+
+def test_an_appliance_that_falls_silent_is_not_called_well(page: Page, watched: House) -> None:
+    page.open()
+    page.shows("All is well", "#verdict")
+    os.kill(watched.pid, signal.SIGSTOP)
+    try:
+        page.shows("does not answer", "#verdict")
+        page.shows("no connection", "#link")
+    finally:
+        os.kill(watched.pid, signal.SIGCONT)
     page.shows("All is well", "#verdict")
     page.shows("live", "#link")

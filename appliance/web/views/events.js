@@ -28,10 +28,32 @@ export function line(event) {
     h("pre", {}, JSON.stringify(event, null, 2)));
 }
 
-// Live events before recorded ones, newest first; what came while we looked is in the record, too.
+// An operator's wish is recorded as operator.action with the action among its fields.
+const base = (event) => event.topic.replace(/^operator\..*/, "operator");
+const content = (event) => JSON.stringify(event.topic.startsWith("operator.") ? event.data?.action ?? event.topic.slice(9) : Object.entries(event.data ?? {}).sort(([a], [b]) => (a < b ? -1 : 1)));
+const TWIN_MS = 1000;
+
+// Live and recorded events, newest first. What came while we looked is in the record, too, stamped a moment later: it is shown once.
 export function merged(past) {
-  const oldest = store.events.at(-1)?.time;
-  return [...store.events, ...past.filter((event) => !oldest || Date.parse(event.time) < Date.parse(oldest) - 1)];
+  const live = new Map();
+  for (const event of store.events) live.set(base(event), [...(live.get(base(event)) ?? []), { time: Date.parse(event.time), content: content(event) }]);
+  const told = (event) => live.get(base(event))?.some((one) => Math.abs(one.time - Date.parse(event.time)) < TWIN_MS && one.content === content(event));
+  return [...store.events, ...past.filter((event) => !told(event))].sort((a, b) => Date.parse(b.time) - Date.parse(a.time));
+}
+
+// Fetch recorded events now, whenever the link comes back (what happened meanwhile was told to nobody), and once more when the
+// recorder has had its second to write. `take` gets them; returns what ends it.
+export function recorded(seconds, limit, take) {
+  const ask = () => api.pastEvents(Date.now() / 1000 - seconds, { limit }).then(take, () => {});
+  let again = null;
+  ask();
+  const end = subscribe((what) => {
+    if (what !== "link" || !store.connected) return;
+    ask();
+    clearTimeout(again);
+    again = setTimeout(ask, 3000);
+  });
+  return () => { clearTimeout(again); end(); };
 }
 
 export function render(main) {
@@ -46,7 +68,9 @@ export function render(main) {
     replace(list, all.length ? all.slice(0, 500).map(line) : h("p", { class: "empty" }, t(words.length ? "events.none_match" : "events.none_yet")));
   };
   filter.addEventListener("input", draw);
-  api.pastEvents(Date.now() / 1000 - 7 * 86400).then((events) => { past = events; }, () => { past = []; }).then(draw);
+  const redraw = () => { if (!list.querySelector("details[open]")) draw(); };
+  const leave = recorded(7 * 86400, 500, (events) => { past = events; redraw(); });
   draw();
-  return subscribe((what) => { if (what === "event" && !list.querySelector("details[open]")) draw(); });
+  const end = subscribe((what) => { if (what === "event") redraw(); });
+  return () => { leave(); end(); };
 }

@@ -3,7 +3,7 @@
 import * as api from "../api.js";
 import { axis, colour, CONFIG, layout, plotly, SERIES } from "../chart.js";
 import { h, replace } from "../dom.js";
-import { store } from "../store.js";
+import { store, subscribe } from "../store.js";
 import { has, number, t } from "../text.js";
 import { describe, severity } from "./events.js";
 
@@ -20,7 +20,12 @@ const PANELS = [
 ];
 const LANES = [["throttle", /^gpu\.\d+\.throttle$/], ["governor", /^governor\.level$/]];
 const LEVELS = ["NOMINAL", "WARM", "HOT", "CRITICAL"];
-const MARKED = /^(worker\.lost|governor\.level|gpu\.(xid|event|throttle|ecc|mig)|daemon\.|finding\.raised|memory\.leak|engine\.gave_out)/;
+const MARKED = ["worker.lost", "governor.level", "gpu.xid", "gpu.event", "gpu.throttle", "gpu.ecc", "gpu.mig", "daemon", "finding.raised", "memory.leak", "memory.refused",
+  "engine.gave_out", "clock.step", "requests.refused", "operator", "recorder", "config"];
+const GRAVITY = { bad: 0, notice: 1, quiet: 2 };
+const MARKS = 60, NAMED_MARKS = 25;
+// After so many refreshes all is read anew: the record is thinned out with time, and a clock may have been set.
+const REFRESHES = 60;
 
 export function render(main, [range]) {
   const chosen = range in RANGES ? range : "1h";
@@ -28,26 +33,57 @@ export function render(main, [range]) {
     h("button", { type: "button", "aria-pressed": String(name === chosen), onclick: () => { location.hash = `#history/${name}`; } }, t(`range.${name}`))));
   const place = h("div", { class: "panel chart", id: "chart" }, h("p", { class: "empty" }, t("history.loading")));
   main.append(h("div", { class: "row spread" }, h("h1", {}, t("nav.history")), bar), h("p", { class: "quiet" }, t("history.hint")), place);
-  const state = { ended: false, window: null, drawn: false };
+  const state = { ended: false, window: null, drawn: false, kept: null, refreshes: 0, asked: 0 };
   const draw = async () => {
+    const asked = ++state.asked;
     try {
-      const names = Object.keys(store.snapshot?.readings ?? {}).concat((store.snapshot?.gpus ?? []).map((gpu) => `gpu.${gpu.index}.throttle`), ["governor.level", "requests.rate", "requests.p99"]);
-      const wanted = [...new Set(names.filter((name) => [...PANELS.map((panel) => panel.match), ...LANES.map(([, match]) => match)].some((match) => match.test(name))))];
-      const since = state.window ? state.window[0] : Date.now() / 1000 - RANGES[chosen];
-      const until = state.window ? state.window[1] : undefined;
-      const [answer, events] = await Promise.all([api.history(wanted, since, until), api.pastEvents(since).catch(() => [])]);
-      if (state.ended) return;
-      const series = Object.fromEntries(Object.entries(answer.series).map(([name, columns]) => [name, { ...columns, time: answer.times, step_s: answer.tier_s > 1 ? answer.tier_s : answer.step_s }]));
+      const since = state.window ? state.window[0] : Date.now() / 1000 - RANGES[chosen], until = state.window?.[1];
+      const [series, events] = await Promise.all([state.window ? api.history(names(), since, until) : refresh(state, since), api.pastEvents(since, { until, kinds: MARKED }).catch(() => [])]);
+      // a later question was asked meanwhile: its answer counts
+      if (state.ended || asked !== state.asked) return;
       await plot(place, series, events, chosen, state, draw);
     } catch (error) {
-      if (!state.ended) replace(place, h("p", { class: "bad", role: "alert" }, error.message));
+      if (!state.ended) { state.drawn = false; replace(place, h("p", { class: "bad", role: "alert" }, error.message)); }
     }
   };
   const wait = store.snapshot ? draw() : new Promise((go) => setTimeout(go, 800)).then(draw);
   const timer = setInterval(() => { if (!state.window && !document.hidden) draw(); }, chosen === "1h" ? 5000 : 60000);
   const repaint = () => draw();
   document.addEventListener("theme", repaint);
-  return () => { state.ended = true; clearInterval(timer); document.removeEventListener("theme", repaint); wait.then(() => globalThis.Plotly?.purge(place)); };
+  const end = subscribe((what) => { if (what === "link" && store.connected) { state.kept = null; draw(); } });
+  return () => { state.ended = true; end(); clearInterval(timer); document.removeEventListener("theme", repaint); wait.then(() => globalThis.Plotly?.purge(place)); };
+}
+
+// What to ask for, lanes and requests first: however many sensors there are, these are few.
+function names() {
+  const first = [...(store.snapshot?.gpus ?? []).map((gpu) => `gpu.${gpu.index}.throttle`), "governor.level", "requests.rate", "requests.p99"];
+  const wanted = [...PANELS.map((panel) => panel.match), ...LANES.map(([, match]) => match)];
+  return [...new Set([...first, ...Object.keys(store.snapshot?.readings ?? {})])].filter((name) => wanted.some((match) => match.test(name)));
+}
+
+// All series since that time. What was read before is kept, and only what is new is asked for: from the last moment on, which was not over.
+async function refresh(state, since) {
+  const wanted = names(), kept = state.kept;
+  const steps = new Set(wanted.map((name) => `${kept?.[name]?.tier_s} ${kept?.[name]?.step_s}`)), lasts = wanted.map((name) => kept?.[name]?.time.at(-1));
+  const usable = kept && steps.size === 1 && lasts.every((last) => last !== undefined) && state.refreshes++ < REFRESHES;
+  const from = usable ? Math.min(...lasts) : since;
+  const fresh = await api.history(wanted, from, undefined, usable ? kept[wanted[0]].step_s : undefined);
+  const joined = usable ? Object.fromEntries(wanted.map((name) => [name, joint(kept[name], fresh[name], from, since)])) : fresh;
+  if (Object.values(joined).some((series) => series === null)) {
+    state.kept = null;
+    return refresh(state, since);
+  }
+  if (!usable) state.refreshes = 0;
+  return (state.kept = joined);
+}
+
+// The old columns up to `from`, the fresh ones after them, nothing before `since`; null if they do not belong together.
+function joint(old, fresh, from, since) {
+  if (!fresh?.time.length || fresh.time[0] !== from || fresh.step_s !== old.step_s || fresh.tier_s !== old.tier_s) return null;
+  const last = old.time.indexOf(from), first = old.time.findIndex((time) => time >= since);
+  if (last < 0 || first < 0) return null;
+  const columns = ["time", "min", "mean", "max"].map((key) => [key, [...old[key].slice(Math.min(first, last), last), ...fresh[key]]]);
+  return { ...fresh, ...Object.fromEntries(columns) };
 }
 
 async function plot(place, all, events, chosen, state, redraw) {
@@ -75,12 +111,14 @@ async function plot(place, all, events, chosen, state, redraw) {
   });
   const bottom = heights.length > 1 ? `y${heights.length}` : "y";
   const span = found.flatMap(([, series]) => [series.time[0], series.time.at(-1)]);
-  const marks = events.filter((event) => MARKED.test(event.topic) && Date.parse(event.time) / 1000 >= Math.min(...span)).slice(0, 60);
+  const marks = events.filter((event) => Date.parse(event.time) / 1000 >= Math.min(...span)).map((event) => ({ event, gravity: severity(event) }))
+    .sort((a, b) => GRAVITY[a.gravity] - GRAVITY[b.gravity]).slice(0, MARKS).map(({ event, gravity }) => ({ event, x: new Date(event.time), colour: colour(gravity) }));
   await Plotly.react(place, traces, layout({
     ...axes, height: pixels, margin: { l: 56, r: 16, t: 8, b: below }, legend: { orientation: "h", yanchor: "top", y: -44 / plotted, font: { size: 11 } }, bargap: 0, uirevision: chosen,
     xaxis: axis({ type: "date", anchor: bottom, ...(state.window ? { range: state.window.map((second) => new Date(second * 1000)) } : {}) }),
-    shapes: marks.map((event) => ({ type: "line", xref: "x", yref: "paper", x0: event.time, x1: event.time, y0: 0, y1: 1, line: { width: 1, dash: "dot", color: colour(severity(event)) } })),
-    annotations: marks.slice(0, 25).map((event) => ({ x: event.time, y: 1, xref: "x", yref: "paper", text: "▼", hovertext: `${event.topic}: ${describe(event)}`, showarrow: false, yanchor: "bottom", font: { size: 9, color: colour(severity(event)) } })),
+    // dates, as in the traces: the library draws a date in the reader's time, but a text as it is written, whatever zone it names
+    shapes: marks.map(({ x, colour: ink }) => ({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line: { width: 1, dash: "dot", color: ink } })),
+    annotations: marks.slice(0, NAMED_MARKS).map(({ event, x, colour: ink }) => ({ x, y: 1, xref: "x", yref: "paper", text: "▼", hovertext: `${event.topic}: ${describe(event)}`, showarrow: false, yanchor: "bottom", font: { size: 9, color: ink } })),
   }), CONFIG);
   if (!state.drawn) {
     state.drawn = true;
@@ -120,7 +158,7 @@ function lane(name, series, key, suffix) {
   const colours = key === "governor" ? [colour("good"), colour("notice"), "#d9652b", colour("bad")] : [colour("soft"), colour("bad")];
   const worst = series.max.map((value) => (value === null ? null : Math.round(value)));
   return {
-    type: "bar", x: times(series), y: worst.map((value) => (value === null ? null : 1)), yaxis: `y${suffix}`, xaxis: "x", width: series.step_s * 1000, showlegend: false,
+    type: "bar", offset: 0, x: times(series), y: worst.map((value) => (value === null ? null : 1)), yaxis: `y${suffix}`, xaxis: "x", width: series.step_s * 1000, showlegend: false,
     marker: { color: worst.map((value) => colours[value ?? 0]), line: { width: 0 } }, name: label(name), hovertemplate: "%{text}<extra></extra>", textposition: "none",
     text: worst.map((value) => (key === "governor" ? t(`level.${LEVELS[value ?? 0]}`) : value ? t("history.throttled") : t("history.not_throttled"))),
   };

@@ -1,11 +1,10 @@
 // Is it healthy, in one glance and one sentence; the few numbers that matter; the models; what happened last.
 
-import * as api from "../api.js";
 import { h, prose, replace, spark, table } from "../dom.js";
 import { health } from "../health.js";
 import { store, subscribe } from "../store.js";
 import { bytes, duration, milliseconds, number, t } from "../text.js";
-import { line, merged } from "./events.js";
+import { line, merged, recorded } from "./events.js";
 import { state } from "./models.js";
 
 const GPU_TILES = [["temperature", "°C"], ["power", "W"], ["memory.used", "bytes"], ["utilization", "%"]];
@@ -24,8 +23,8 @@ export function render(main) {
     if (!events.querySelector("details[open]")) replace(events, latest.length ? h("div", { class: "panel" }, latest.map(line)) : h("p", { class: "empty" }, t("events.none_yet")));
   };
   draw();
-  api.pastEvents(Date.now() / 1000 - 86400, 8).then((found) => { past = found; draw("event"); }, () => {});
-  return subscribe(draw);
+  const leave = recorded(86400, 20, (found) => { past = found; draw("event"); }), end = subscribe(draw);
+  return () => { leave(); end(); };
 }
 
 function drawVerdict(place) {

@@ -40,6 +40,10 @@ async def test_events_history_energy_and_actions_are_documents(bare: House, reco
     await listening(bare, recorder)
     events = (await bare.ask("GET", "/v2/appliance/events?since=0&kind=model")).json["events"]
     assert [event["kind"] for event in events] == ["model.state"]
+    either = (await bare.ask("GET", f"/v2/appliance/events?until={2 * WALL}&kind=model,operator")).json["events"]
+    assert [event["kind"] for event in either] == ["model.state", "operator.action"]
+    many = await bare.ask("GET", "/v2/appliance/events?kind=" + ",".join(f"k{number}" for number in range(33)))
+    assert (many.status, many.error) == (400, "at most 32 kinds of events at a time, 33 came")
     history = (await bare.ask("GET", f"/v2/appliance/history?names=gpu.temperature&since={WALL - 5}")).json
     assert history["series"]["gpu.temperature"]["max"] == [50.0]
     assert (await bare.ask("GET", "/v2/appliance/history")).json == {"series": ["gpu.temperature"]}
