@@ -121,6 +121,7 @@ def a_year(box: InstalledBox, desk: Desk, *, broken: str, good: str, first: str)
     assert result["failed"] == 0, result
     assert box.exists("/var/lib/appliance/models/digits/1/model.onnx")
 
+    plant(box)
     before = bundle(box, "status")
     assert before["floor"] == "9.9.9"
     assert "9.9.9 was on this box" in bundle(box, "install", first, expect=1)["error"]["message"]
@@ -141,6 +142,18 @@ def a_year(box: InstalledBox, desk: Desk, *, broken: str, good: str, first: str)
     assert "not what was signed" in bundle(box, "install", good, expect=1)["error"]["message"]
     assert bundle(box, "status") == before
     assert box.version() == __version__
+
+
+def plant(box: InstalledBox) -> None:
+    """The service's user cannot put another folder of releases in place, and one that it had got there is not believed."""
+    releases = "/var/lib/appliance-releases"
+    as_user = ("runuser", "-u", "appliance", "--")
+    for line in (("mv", releases, "/var/lib/appliance/away"), ("touch", f"{releases}/{__version__}.deb")):
+        assert box.run(*as_user, *line, check=False).returncode != 0, line
+    box.run("sh", "-c", f"mv {releases} /root/away && install -d -o appliance -m 755 {releases}")
+    box.run(*as_user, "sh", "-c", f"echo mine > {releases}/{__version__}.deb")
+    assert "is not root's alone" in bundle(box, "rollback", expect=1)["error"]["message"]
+    box.run("sh", "-c", f"rm -r {releases} && mv /root/away {releases}")
 
 
 def power_cut(box: InstalledBox, path: str) -> None:
