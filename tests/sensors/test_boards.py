@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from appliance import sensors
+from appliance.core import quantities as q
 from appliance.sensors.board import BoardSampler
 from appliance.sensors.clock import ClockWatch
 from appliance.sensors.host import HostSampler
 from appliance.sensors.processes import PAGE_BYTES, TICKS_PER_S, Processes
 from appliance.sensors.storage import StorageSampler
+
+READERS = "\n".join(file.read_text() for file in Path(sensors.__file__).parent.glob("*.py"))
 
 Tree = Callable[[dict[str, object]], Path]
 
@@ -124,6 +129,32 @@ def test_thor_takes_the_clock_of_its_graphics_cluster(tree: Tree) -> None:
     readings = BoardSampler(root=root).sample(0.0).readings
     assert readings["gpu.0.clock.graphics"].value == pytest.approx(1575)
     assert readings["gpu.0.utilization"].reason == "this kernel does not have it"
+
+
+def test_the_processor_s_clock_is_the_mean_of_the_cores_that_tell(tree: Tree) -> None:
+    cpu = "sys/devices/system/cpu"
+    root = tree({
+        f"{cpu}/cpu0/cpufreq/scaling_cur_freq": 1_400_000,
+        f"{cpu}/cpu1/cpufreq/scaling_cur_freq": 3_400_000,
+        f"{cpu}/cpu2/online": 0,
+        f"{cpu}/cpufreq/boost": 1,
+    })  # fmt: skip
+    host = HostSampler(root=root)
+    assert host.sample(0.0).readings["host.cpu.clock"].value == 2400.0
+    tree({f"{cpu}/cpu1/cpufreq/scaling_cur_freq": 2_400_000})
+    assert host.sample(1.0).readings["host.cpu.clock"].value == 1900.0
+
+
+def test_a_guest_without_cpufreq_says_why_it_has_no_clock(tmp_path: Path) -> None:
+    reading = HostSampler(root=tmp_path).sample(0.0).readings["host.cpu.clock"]
+    assert (reading.value, reading.reason) == (None, "the kernel does not say")
+
+
+@pytest.mark.parametrize("name", [name for name, value in vars(q).items() if isinstance(value, q.Quantity)])
+def test_every_quantity_of_the_table_has_a_sensor_that_reads_it(name: str) -> None:
+    assert re.search(rf"\bq\.{name}\b", READERS), (
+        f"no file in appliance/sensors reads {name}: it would never have a value"
+    )
 
 
 def test_an_empty_machine_gives_reasons_and_no_exception(tmp_path: Path) -> None:
