@@ -205,6 +205,26 @@ def test_a_drive_that_may_not_be_asked_says_what_that_takes(tree: Tree) -> None:
     assert reason == "not permitted (reading /dev/nvme0 takes CAP_SYS_ADMIN)"
 
 
+def test_a_drive_that_was_taken_out_has_no_readings_and_no_finding_any_more(tree: Tree) -> None:
+    line = "259 0 {} 1 0 8 0 1 0 16 0 0 0 0"
+    root = tree({
+        "proc/diskstats": "\n".join(line.format(drive) for drive in ("nvme0n1", "mmcblk1")),
+        "sys/block/nvme0n1/size": 1,
+        "sys/block/mmcblk1/device/life_time": "0x0a 0x01",
+    })  # fmt: skip
+    storage = StorageSampler({"state": root}, root=root, read_smart=lambda device: bytes(512))
+    full = storage.sample(0.0)
+    assert [finding.subject for finding in full.findings] == ["drive.mmcblk1"]
+    tree({"proc/diskstats": line.format("nvme0n1")})
+    (root / "sys/block/mmcblk1").rename(root / "out")
+    left = storage.sample(10.0)
+    assert set(full.readings) - set(left.readings) == {
+        f"host.drive.mmcblk1.{name}" for name in ("read", "written", "wear")
+    }
+    assert "host.disk.state.free" in left.readings
+    assert left.findings == ()
+
+
 def test_a_jump_of_the_clock_is_seen_once_and_slewing_is_not() -> None:
     offsets = iter([1000.0, 1000.3, -2600.0, -2600.0])
     watch = ClockWatch(read_offset=lambda: next(offsets), read_discipline=lambda: (1, 0.01), wall=lambda: 2e9)
