@@ -81,29 +81,48 @@ def history(
 
 
 def matching(asked: Sequence[str], recorded: Sequence[str]) -> list[str]:
-    """The recorded names that are meant: the name itself, or with the numbers that were left out ("gpu.temperature" is
-    "gpu.0.temperature" and "gpu.1.temperature"). CommandError for one that means none.
+    """The recorded names that are meant: the name itself, or with what it leaves out ("gpu.temperature" is "gpu.0.temperature"
+    and "gpu.1.temperature"). One that there could be and is not recorded stays as it is; CommandError for one that means none.
     """
+    from appliance.core.quantities import QUANTITIES
+
+    patterns = [(name, _pattern(name)) for name in recorded]
     found: dict[str, None] = {}
     for name in asked:
-        parts = (re.escape(part) for part in name.split("."))
-        pattern = re.compile(r"(?:\.\d+)*\.".join(parts) + r"(?:\.\d+)*")
-        meant = [name] if name in recorded else [other for other in recorded if pattern.fullmatch(other)]
-        if not meant:
+        meant = [name] if name in recorded else [other for other, pattern in patterns if pattern.fullmatch(name)]
+        could_be = not recorded or any(_shortened(template.split(".")).fullmatch(name) for template in QUANTITIES)
+        if not meant and not could_be:
             near = difflib.get_close_matches(name, recorded, n=4, cutoff=0.5)
             hint = f"near it: {', '.join(near)}; " if near else ""
             raise CommandError(
                 Exit.FAILED,
                 "NO_SUCH_READING",
-                f"nothing was recorded by the name of {name}",
-                f"{hint}`appliance history` lists all {len(recorded)}",
+                f"there is no reading by the name of {name}",
+                f"{hint}`appliance history` lists all {len(recorded)} that were recorded",
             )
-        found |= dict.fromkeys(meant)
+        found |= dict.fromkeys(meant or [name])
     if len(found) > MOST_NAMES:
         raise CommandError(
             Exit.USAGE, "USAGE", f"that means {len(found)} readings, {MOST_NAMES} go at a time", "name fewer of them"
         )
     return list(found)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """What may be asked for to mean that reading: its name, with or without each label in it (a GPU's number, a sensor)."""
+    from appliance.core.quantities import quantity_of
+
+    row = quantity_of(name)
+    template = row[0].template if row else re.sub(r"\.\d+(?=\.|$)", ".{number}", name)
+    pairs = zip(template.split("."), name.split("."), strict=True)
+    return _shortened([f"{{{part}}}" if kind.startswith("{") else part for kind, part in pairs], exact=True)
+
+
+def _shortened(parts: Sequence[str], *, exact: bool = False) -> re.Pattern[str]:
+    """Parts in braces may be left out; unless they are `exact`, they may be anything."""
+    labels = {part: re.escape(part[1:-1]) if exact else r"[^.]+" for part in parts if part.startswith("{")}
+    texts = [rf"(?:\.{labels[part]})?" if part in labels else rf"\.{re.escape(part)}" for part in parts]
+    return re.compile("".join(texts).removeprefix(r"\."))
 
 
 def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:

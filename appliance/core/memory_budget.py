@@ -14,7 +14,8 @@ HOST = "host"
 MIB = 1 << 20
 
 WEIGHTS_FACTOR = 2.0
-"""A library holds the file's weights about twice while it loads: as read, and as packed for its kernels."""
+"""A library holds the file's weights about twice while it loads: as read, and as packed for its kernels. A TensorRT plan holds
+them once; its activations and the CUDA context, which no file tells, take the other half until they are measured."""
 
 WORKER_BYTES = 96 * MIB
 """An interpreter with an engine's library and no model."""
@@ -63,8 +64,6 @@ def estimate(
     *,
     device: str,
     file_bytes: int,
-    plan_bytes: int = 0,
-    arena_bytes: int = 0,
     instances: int = 1,
     measured: Mapping[str, int] | None = None,
 ) -> Need:
@@ -74,8 +73,8 @@ def estimate(
     """
     if measured:
         return Need({where: int(peak * PEAK_SPARE) for where, peak in measured.items()})
-    weights = int(plan_bytes or file_bytes * WEIGHTS_FACTOR)
-    needs = {HOST: (WORKER_BYTES + arena_bytes) * instances}
+    weights = int(file_bytes * WEIGHTS_FACTOR)
+    needs = {HOST: WORKER_BYTES * instances}
     needs[device] = needs.get(device, 0) + weights * instances
     return Need(needs)
 

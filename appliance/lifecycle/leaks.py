@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 QUIET_WAIT_S = 600.0
 """A version that is never idle gets its worker recycled under load after this: no request is lost either way."""
+RETRY_S = 300.0
+"""After a recycling that failed: it opens a worker, and what kept it from that takes a while to change."""
 
 
 def resident(pid: int) -> int | None:
@@ -52,6 +54,7 @@ class LeakWatch:
         self._read = read
         self._alarms: dict[int, SlopeAlarm] = {}
         self._leaking: dict[int, float] = {}
+        """By pid, since when, or, after a failure, from when on."""
         self._next_s = 0.0
         self._recycling: asyncio.Task[None] | None = None
 
@@ -99,17 +102,27 @@ class LeakWatch:
             return
         for pid, since in self._leaking.items():
             version, instance = workers[pid]
+            if now < since:
+                continue
             quiet = version.scheduler is not None and version.scheduler.idle
             if quiet or now - since >= QUIET_WAIT_S:
                 del self._leaking[pid]
-                self._recycling = asyncio.create_task(self._recycle(version, instance), name=f"recycle-{version.name}")
+                work = self._recycle(version, instance, now + RETRY_S)
+                self._recycling = asyncio.create_task(work, name=f"recycle-{version.name}")
                 return
 
-    async def _recycle(self, version: ModelVersion, instance: Instance) -> None:
+    async def _recycle(self, version: ModelVersion, instance: Instance, again_s: float) -> None:
+        """Its failure ends nothing: the worker goes on, and is tried again from `again_s` on as long as it is there."""
         try:
             await version.recycle(instance, "its memory grew steadily")
         except ApplianceError as error:
             log.error("worker.recycle_failed", extra={"fields": {"model": version.name, "reason": error.message}})
+        except Exception:
+            log.exception("worker.recycle_failed", extra={"fields": {"model": version.name}})
+        else:
+            return
+        if instance.link.pid in self._alarms:
+            self._leaking[instance.link.pid] = again_s
 
     async def close(self) -> None:
         """End a recycling that is under way."""

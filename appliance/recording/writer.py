@@ -23,7 +23,7 @@ from appliance.recording.file import PAGE_BYTES, WAL_PAGES, open_for_writing
 from appliance.recording.packing import pack_buckets, pack_readings, unpack
 
 MAX_SERIES = 512
-"""Names of readings; more are not recorded, and counted as dropped."""
+"""Names of readings at one time; more are not recorded, and counted as dropped."""
 CLOCK_STEP_S = 1.0
 """A wall clock that moves this much more or less than the monotonic one between two samples was stepped."""
 EVENT_ROWS = 200_000
@@ -195,10 +195,15 @@ class Writer:
         fresh = sorted(name for name in values if name not in self._names)
         if not fresh and self._layout:
             return
-        room = MAX_SERIES - len(self._names)
+        kept = self._names
+        if len(kept) + len(fresh) > MAX_SERIES:
+            # names of workers that are gone make room: each version that is loaded brings some
+            kept = tuple(name for name in kept if name in values)
+        room = MAX_SERIES - len(kept)
         self.series_refused += len(fresh[room:])
-        if fresh[:room] or not self._layout:
-            self._names, self._layout = self._interned((*self._names, *fresh[:room]))
+        wanted = (*kept, *fresh[:room])
+        if wanted != self._names or not self._layout:
+            self._names, self._layout = self._interned(wanted)
 
     def _interned(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
         text = json.dumps(names)
@@ -337,9 +342,15 @@ class Writer:
                         f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT ?)",  # noqa: S608
                         (rows,),
                     )
+                    self._forget_layouts()
                 self.shrink()
                 return rows
         return 0
+
+    def _forget_layouts(self) -> None:
+        """Delete the layouts that no row has any more; the one that the next row will have stays."""
+        used = " UNION ".join(f"SELECT layout FROM samples_{tier.step_s}" for tier in TIERS)  # noqa: S608  numbers of ours
+        self._connection.execute(f"DELETE FROM layouts WHERE id <> ? AND id NOT IN ({used})", (self._layout,))  # noqa: S608
 
     def shrink(self) -> None:
         """Give free pages and the WAL back to the disk."""

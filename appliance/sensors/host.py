@@ -5,6 +5,7 @@ Cheap files that do not hang; what may hang is read elsewhere (`board.py`, `stor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from appliance.sensors.memory import memory_info
 from appliance.sensors.processes import Processes
 
 MAX_LINKS = 32
+MAX_CORES = 16
+"""Whose clock is read: each is a file, some ask the core itself, and the mean of so many is the mean."""
+_CORE = re.compile(r"cpu\d+")
 MEMORY = ((q.MEMORY_TOTAL, "MemTotal"), (q.MEMORY_AVAILABLE, "MemAvailable"))
 
 
@@ -29,6 +33,7 @@ class HostSampler:
         self._root = root
         self._clock = clock or ClockWatch()
         self._cpu: tuple[int, int] | None = None
+        self._cores: list[Path] | None = None
         self._readings: dict[str, Reading] = {}
         self._processes = Processes()
         self.wanted: Mapping[str, int] = {}
@@ -37,6 +42,7 @@ class HostSampler:
         """All of it: nothing here changes so fast that it is worth more than one look a second."""
         self._readings = {}
         self._load(now_s)
+        self._clocks(now_s)
         self._memory(now_s)
         self._pressure(now_s)
         self._network(now_s)
@@ -67,6 +73,24 @@ class HostSampler:
             self._readings[name] = measured(q.CPU_LOAD, min(100.0, max(0.0, busy)), now_s)
         else:
             self._readings[name] = missing(q.CPU_LOAD, "the kernel's counters did not move", now_s)
+
+    def _clocks(self, now_s: float) -> None:
+        """The mean over the cores that cpufreq tells of, in kHz; a guest of a hypervisor has none."""
+        if self._cores is None:
+            folder = self._root / "sys/devices/system/cpu"
+            names = [name for name in names_in(folder) if _CORE.fullmatch(name)]
+            self._cores = [folder / name / "cpufreq/scaling_cur_freq" for name in names[:MAX_CORES]]
+        found, reason = [], "the kernel does not say"
+        for file in self._cores:
+            try:
+                found.append(read_number(file))
+            except UnreadableError as error:  # a core may be switched off
+                reason = str(error)
+        self._readings[q.CPU_CLOCK.name()] = (
+            measured(q.CPU_CLOCK, sum(found) / len(found) / 1e3, now_s)
+            if found
+            else missing(q.CPU_CLOCK, reason, now_s)
+        )
 
     def _memory(self, now_s: float) -> None:
         try:

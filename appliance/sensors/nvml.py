@@ -289,7 +289,8 @@ class NvmlSampler:
         if numbers is not None:
             wanted |= {number: (quantity, 1e-9) for number, quantity in zip(numbers, tables.DURATIONS, strict=True)}
         else:
-            for quantity in tables.DURATIONS:
+            wanted[tables.THERMAL_POLICY] = q.GPU_SW_THERMAL_TIME, 1e-9
+            for quantity in set(tables.DURATIONS) - {q.GPU_SW_THERMAL_TIME}:
                 reason = f"nobody knows where driver {self._driver} keeps it"
                 card.readings[quantity.name(card.index)] = missing(quantity, reason, now_s)
         try:

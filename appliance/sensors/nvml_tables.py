@@ -90,6 +90,10 @@ MEMORY = (
     (q.GPU_MEMORY_FREE, "free"),
     (q.GPU_MEMORY_RESERVED, "reserved"),
 )
+THERMAL_POLICY = 75
+"""NVML_FI_DEV_PERF_POLICY_THERMAL, the sister of 74 (power): ns below the wanted clocks for heat, as nvmlDeviceGetViolationStatus
+counts it. Every driver has the number, so it stands for the time slowed by software where the finer ones are not known.
+"""
 DURATIONS = (q.GPU_SW_THERMAL_TIME, q.GPU_HW_THERMAL_TIME, q.GPU_HW_BRAKE_TIME)
 
 

@@ -81,14 +81,15 @@ class StorageSampler:
         self._period, self._wear_period = Every(period_s), Every(wear_period_s)
         self._readings: dict[str, Reading] = {}
         self._findings: tuple[Finding, ...] = ()
+        self._asked: list[str] = []
 
     def sample(self, now_s: float) -> Part:
-        """Room and traffic every few seconds, wear every hour."""
+        """Room and traffic every few seconds, wear every hour, and when a drive comes or goes."""
         if self._period.due(now_s):
             for name, folder in self._folders.items():
                 self._room(name, folder, now_s)
             self._traffic(now_s)
-            if self._wear_period.due(now_s):
+            if self._wear_period.due(now_s) or self._drives() != self._asked:
                 self._wear(now_s)
         return Part(dict(self._readings), findings=self._findings)
 
@@ -110,7 +111,8 @@ class StorageSampler:
         try:
             lines = read_text(self._root / "proc/diskstats").splitlines()
         except UnreadableError:
-            return
+            lines = []
+        self._forget(q.DISK_READ, q.DISK_WRITTEN)
         for line in lines:
             words = line.split()
             if len(words) < 10 or not _DRIVE.match(words[2]) or not (words[5] + words[9]).isdecimal():
@@ -120,7 +122,9 @@ class StorageSampler:
 
     def _wear(self, now_s: float) -> None:
         worn = []
-        for drive in [name for name in names_in(self._root / "sys/block") if _DRIVE.match(name)]:
+        self._forget(q.DISK_WEAR)
+        self._asked = self._drives()
+        for drive in self._asked:
             reading = self._wear_of(drive, now_s)
             self._readings[q.DISK_WEAR.name(drive)] = reading
             if reading.value is not None and reading.value >= _WORN:
@@ -128,6 +132,14 @@ class StorageSampler:
                 action = "Replace the drive at the next chance."
                 worn.append(Finding("drive-worn", Severity.WARNING, f"drive.{drive}", message, action))
         self._findings = tuple(worn)
+
+    def _drives(self) -> list[str]:
+        return [name for name in names_in(self._root / "sys/block") if _DRIVE.match(name)]
+
+    def _forget(self, *quantities: q.Quantity) -> None:
+        """A drive may have been taken out: what is read anew is all that there is."""
+        for name in [name for name in self._readings if (found := q.quantity_of(name)) and found[0] in quantities]:
+            del self._readings[name]
 
     def _wear_of(self, drive: str, now_s: float) -> Reading:
         if drive.startswith("nvme"):

@@ -18,6 +18,7 @@ from appliance.cli import bugreport
 from appliance.cli.bugreport import redact, redact_text, redact_toml
 from appliance.cli.history import matching, number, sparkline
 from appliance.cli.main import app
+from appliance.cli.output import CommandError
 from appliance.cli.records import moment
 from appliance.core import quantities as q
 from appliance.core.energy import EnergyWindow, ModelShare
@@ -89,10 +90,22 @@ def test_a_reading_without_its_number_is_every_such_reading(file: Path) -> None:
 def test_a_reading_that_was_never_recorded_is_an_error_with_near_ones(file: Path) -> None:
     done = run.invoke(app, ["history", "gpu.0.temprature"])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "nothing was recorded by the name of gpu.0.temprature" in done.stderr
+    assert "there is no reading by the name of gpu.0.temprature" in done.stderr
     assert "gpu.0.temperature" in done.stderr
     failed = json.loads(output("history", "no.such", "--json", code=1))["error"]
     assert failed["code"] == "NO_SUCH_READING"
+
+
+def test_a_reading_that_there_could_be_is_no_error(file: Path) -> None:
+    lines = output("history", "gpu.2.temperature", "host.cpu.load", "gpu.0.temperature").splitlines()
+    assert [("nothing recorded" in line) for line in lines[1:]] == [True, True, False]
+
+
+RECORDED = [
+    *("gpu.0.power", "gpu.10.power", "gpu.0.power.limit", "gpu.0.fan.0", "gpu.0.fan.1", "gpu.0.throttle"),
+    *("host.cpu.load", "host.cpu.load_average", "host.temperature.acpitz", "host.temperature.acpitz.critical"),
+    *("process.front.rss", "process.worker:m:1:0.rss", "requests.rate"),
+]
 
 
 @pytest.mark.parametrize(
@@ -101,17 +114,27 @@ def test_a_reading_that_was_never_recorded_is_an_error_with_near_ones(file: Path
         (["gpu.power"], ["gpu.0.power", "gpu.10.power"]),
         (["gpu.10.power"], ["gpu.10.power"]),
         (["gpu.fan"], ["gpu.0.fan.0", "gpu.0.fan.1"]),
+        (["gpu.0.fan"], ["gpu.0.fan.0", "gpu.0.fan.1"]),
+        (["gpu.throttle"], ["gpu.0.throttle"]),
         (["gpu.power.limit", "gpu.power"], ["gpu.0.power.limit", "gpu.0.power", "gpu.10.power"]),
         (["gpu.power", "gpu.0.power"], ["gpu.0.power", "gpu.10.power"]),
-        (["host.cpu.load"], ["host.cpu.load"]),
+        (["host.cpu.load", "requests.rate"], ["host.cpu.load", "requests.rate"]),
+        (["host.temperature"], ["host.temperature.acpitz"]),
+        (["process.rss"], ["process.front.rss", "process.worker:m:1:0.rss"]),
+        (["gpu.temperature", "gpu.7.power"], ["gpu.temperature", "gpu.7.power"]),
     ],
 )
-def test_numbers_may_be_left_out_and_nothing_else(asked: list[str], meant: list[str]) -> None:
-    recorded = [
-        *("gpu.0.power", "gpu.10.power", "gpu.0.power.limit", "gpu.0.fan.0", "gpu.0.fan.1"),
-        *("host.cpu.load", "host.cpu.load_average", "gpu.x.power"),
-    ]
-    assert matching(asked, recorded) == meant
+def test_labels_may_be_left_out_and_nothing_else(asked: list[str], meant: list[str]) -> None:
+    assert matching(asked, RECORDED) == meant
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "power", "gpu.0", "host.cpu", "0.power", "gpu.pow", "gpu.power.0", "requests", ""]
+)
+def test_what_is_no_reading_is_an_error(name: str) -> None:
+    with pytest.raises(CommandError, match="there is no reading"):
+        matching([name], RECORDED)
+    assert matching([name], []) == [name], "before anything is recorded nobody knows"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from appliance.core.memory_budget import HOST, Evict, MemoryBudget, Need, Refused, Reserved, estimate
+from appliance.core.memory_budget import HOST, WORKER_BYTES, Evict, MemoryBudget, Need, Refused, Reserved, estimate
 
 GPU = "gpu:0"
 OWNERS = st.sampled_from(["a/1", "b/1", "c/1", "d/2"])
@@ -51,8 +51,8 @@ def test_a_measured_peak_counts_before_the_rule() -> None:
         HOST: 1100,
         GPU: 550,
     }
-    ruled = estimate(device=GPU, file_bytes=100, plan_bytes=70, arena_bytes=5, instances=2).bytes_by_device
-    assert ruled[GPU] == 140
+    ruled = estimate(device=GPU, file_bytes=100, instances=2).bytes_by_device
+    assert ruled == {HOST: 2 * WORKER_BYTES, GPU: 400}
     assert estimate(device=HOST, file_bytes=100).bytes_by_device[HOST] > 200
 
 

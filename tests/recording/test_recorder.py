@@ -161,6 +161,56 @@ def test_beyond_the_budget_the_oldest_goes_and_the_newest_stays(path: Path) -> N
     assert RecordReader(path).events(limit=1)[0]["fields"]["n"] == 59
 
 
+def of_a_generation(number: int, at: int) -> Sample:
+    """Readings as they are while a version is served: the house's own, and those of its workers."""
+    workers = {f"process.worker{number}.{name}": float(number) for name in ("rss", "cpu", "fds", "threads")}
+    return Sample(WALL + at, 1000.0 + at, {"gpu.0.temperature": 61.0, **workers})
+
+
+def test_names_of_versions_that_are_gone_make_room_for_those_of_new_ones(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.recording.writer.MAX_SERIES", 16)
+    written = writer(path)
+    written.begin(WALL, 1000.0)
+    for number in range(40):
+        written.apply([of_a_generation(number, number)])
+    assert written.series_refused == 0
+    found = RecordReader(path).history(["process.worker39.rss", "gpu.0.temperature"], since=WALL - 1)["series"]
+    assert found["process.worker39.rss"]["mean"][-1] == 39.0
+    assert found["gpu.0.temperature"]["mean"] == [61.0] * 40
+    written.close()
+
+
+def test_more_names_at_once_than_there_is_room_for_are_refused_and_the_layout_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.recording.writer.MAX_SERIES", 4)
+    written = writer(path)
+    written.begin(WALL, 1000.0)
+    written.apply(list(samples(10, names=6)))
+    assert written.series_refused == 2 * 10
+    assert RecordReader(path).series() == ["s0", "s1", "s2", "s3"]
+    assert written._connection.execute("SELECT count(*) FROM layouts").fetchone() == (1,)
+    written.close()
+
+
+def test_layouts_go_with_the_last_row_that_has_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = writer(path)
+    written.begin(WALL, 1000.0)
+    for number in range(30):
+        written.apply([of_a_generation(number, number)])
+    layouts = "SELECT count(*) FROM layouts"
+    assert written._connection.execute(layouts).fetchone() == (30,)
+    monkeypatch.setattr("appliance.recording.writer.rows_to_drop", lambda count, floor: count)
+    assert written.drop_oldest() == 30
+    assert written._connection.execute("SELECT count(*) FROM samples_60").fetchone() == (1,)
+    assert written._connection.execute(layouts).fetchone() == (2,), "of the minute, and of the row to come"
+    written.apply([of_a_generation(29, 31)])
+    assert "process.worker29.rss" in RecordReader(path).series()
+    written.close()
+
+
 @pytest.mark.parametrize("part", ["", "-wal"])
 def test_a_damaged_file_is_read_or_set_aside_and_never_the_end(path: Path, tmp_path: Path, part: str) -> None:
     made = writer(path)

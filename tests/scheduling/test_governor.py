@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,12 +18,13 @@ from appliance.core.tensor import DataType, Tensor
 from appliance.core.thermal import DeviceSample, Level, ThermalSample
 from appliance.lifecycle.compilation import ModelCompiler
 from appliance.lifecycle.compiler import BuildProgress
-from appliance.lifecycle.leaks import LeakWatch
+from appliance.lifecycle.leaks import RETRY_S, LeakWatch
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.repository import Repository
 from appliance.observability.events import Event, EventBus
 from appliance.scheduling.governor import GONE_RETRY_S, STALE_S, Governor, policy_of
 from appliance.service import Outcome, Service
+from appliance.workers.link import Instance
 from appliance.workers.supervisor import Supervisor
 
 MODEL = 'engine = "loopback"\n[batching]\nmax_batch_size = 8\nonly_paying_sizes = false\n[worker]\ninstances = 2\n'
@@ -241,6 +243,43 @@ async def test_a_leak_is_told_and_the_worker_recycled_with_a_day_in_a_moment(box
     assert leaking not in left
     assert len(left) == 2
     await box.ask()
+
+
+async def test_a_recycling_that_fails_is_tried_again_later(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = box.manager.resolve(ModelName("echo"), Version(""))
+    assert version.scheduler is not None
+    leaking, _ = (instance.link.pid for instance in version.scheduler.instances.values())
+    now = 0.0
+    tries: list[float] = []
+    ends = [ApplianceError(ErrorCode.UNAVAILABLE, "no memory for another one"), OSError(24, "Too many open files")]
+    recycle = version.recycle
+
+    async def flaky(instance: Instance, reason: str) -> None:
+        tries.append(now)
+        if len(tries) <= len(ends):
+            raise ends[len(tries) - 1]
+        await recycle(instance, reason)
+
+    monkeypatch.setattr(version, "recycle", flaky)
+    watch = LeakWatch(
+        box.manager.generations,
+        box.service._events,
+        SlopePolicy(),
+        read=lambda pid: int((100 + (20 * now / 3600 if pid == leaking else 0)) * 2**20),
+    )
+    while now < 8 * 3600 and len(tries) < 3:
+        now += 30
+        watch.tick(now)
+        await asyncio.sleep(0)
+    assert watch._recycling is not None
+    await asyncio.wait_for(watch._recycling, 30)
+    assert [later - earlier for earlier, later in itertools.pairwise(tries)] == [RETRY_S, RETRY_S]
+    assert leaking not in {instance.link.pid for instance in version.scheduler.instances.values()}
+    for _ in range(60):
+        now += 30
+        watch.tick(now)
+    assert len(tries) == 3
+    await watch.close()
 
 
 async def test_a_model_whose_device_is_gone_is_refused_with_the_reason_and_is_not_ready_until_it_is_back(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from appliance import sensors
+from appliance.core import quantities as q
 from appliance.sensors.board import BoardSampler
 from appliance.sensors.clock import ClockWatch
 from appliance.sensors.host import HostSampler
 from appliance.sensors.processes import PAGE_BYTES, TICKS_PER_S, Processes
 from appliance.sensors.storage import StorageSampler
+
+READERS = "\n".join(file.read_text() for file in Path(sensors.__file__).parent.glob("*.py"))
 
 Tree = Callable[[dict[str, object]], Path]
 
@@ -126,6 +131,32 @@ def test_thor_takes_the_clock_of_its_graphics_cluster(tree: Tree) -> None:
     assert readings["gpu.0.utilization"].reason == "this kernel does not have it"
 
 
+def test_the_processor_s_clock_is_the_mean_of_the_cores_that_tell(tree: Tree) -> None:
+    cpu = "sys/devices/system/cpu"
+    root = tree({
+        f"{cpu}/cpu0/cpufreq/scaling_cur_freq": 1_400_000,
+        f"{cpu}/cpu1/cpufreq/scaling_cur_freq": 3_400_000,
+        f"{cpu}/cpu2/online": 0,
+        f"{cpu}/cpufreq/boost": 1,
+    })  # fmt: skip
+    host = HostSampler(root=root)
+    assert host.sample(0.0).readings["host.cpu.clock"].value == 2400.0
+    tree({f"{cpu}/cpu1/cpufreq/scaling_cur_freq": 2_400_000})
+    assert host.sample(1.0).readings["host.cpu.clock"].value == 1900.0
+
+
+def test_a_guest_without_cpufreq_says_why_it_has_no_clock(tmp_path: Path) -> None:
+    reading = HostSampler(root=tmp_path).sample(0.0).readings["host.cpu.clock"]
+    assert (reading.value, reading.reason) == (None, "the kernel does not say")
+
+
+@pytest.mark.parametrize("name", [name for name, value in vars(q).items() if isinstance(value, q.Quantity)])
+def test_every_quantity_of_the_table_has_a_sensor_that_reads_it(name: str) -> None:
+    assert re.search(rf"\bq\.{name}\b", READERS), (
+        f"no file in appliance/sensors reads {name}: it would never have a value"
+    )
+
+
 def test_an_empty_machine_gives_reasons_and_no_exception(tmp_path: Path) -> None:
     for sampler in (HostSampler(root=tmp_path), BoardSampler(root=tmp_path), StorageSampler({}, root=tmp_path)):
         for now_s in (0.0, 1.0):
@@ -172,6 +203,26 @@ def test_a_drive_that_may_not_be_asked_says_what_that_takes(tree: Tree) -> None:
     sampler = StorageSampler({}, root=tree({"sys/block/nvme0n1/size": 1}), read_smart=forbidden)
     reason = sampler.sample(0.0).readings["host.drive.nvme0n1.wear"].reason
     assert reason == "not permitted (reading /dev/nvme0 takes CAP_SYS_ADMIN)"
+
+
+def test_a_drive_that_was_taken_out_has_no_readings_and_no_finding_any_more(tree: Tree) -> None:
+    line = "259 0 {} 1 0 8 0 1 0 16 0 0 0 0"
+    root = tree({
+        "proc/diskstats": "\n".join(line.format(drive) for drive in ("nvme0n1", "mmcblk1")),
+        "sys/block/nvme0n1/size": 1,
+        "sys/block/mmcblk1/device/life_time": "0x0a 0x01",
+    })  # fmt: skip
+    storage = StorageSampler({"state": root}, root=root, read_smart=lambda device: bytes(512))
+    full = storage.sample(0.0)
+    assert [finding.subject for finding in full.findings] == ["drive.mmcblk1"]
+    tree({"proc/diskstats": line.format("nvme0n1")})
+    (root / "sys/block/mmcblk1").rename(root / "out")
+    left = storage.sample(10.0)
+    assert set(full.readings) - set(left.readings) == {
+        f"host.drive.mmcblk1.{name}" for name in ("read", "written", "wear")
+    }
+    assert "host.disk.state.free" in left.readings
+    assert left.findings == ()
 
 
 def test_a_jump_of_the_clock_is_seen_once_and_slewing_is_not() -> None:

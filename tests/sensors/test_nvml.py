@@ -261,6 +261,16 @@ def test_the_slowdown_times_are_read_where_the_driver_keeps_them() -> None:
     ]
 
 
+@pytest.mark.parametrize("driver", ["535.261.03", "550.163.01", "595.10"])
+def test_a_driver_without_those_numbers_tells_the_time_slowed_for_heat_all_the_same(
+    stub: StubNvml, tmp_path: Path, driver: str
+) -> None:
+    stub.put({"driver": driver, "0.field.75": 7_000_000_000})
+    part = NvmlSampler(root=tmp_path).sample(0.0)
+    assert (value(part, "gpu.0.throttled.sw_power"), value(part, "gpu.0.throttled.sw_thermal")) == (5, 7)
+    assert part.readings["gpu.0.throttled.hw_thermal"].reason == f"nobody knows where driver {driver} keeps it"
+
+
 def test_every_remedy_of_the_driver_has_words() -> None:
     assert sorted(RECOVERY) == [1, 2, 3, 4, 5, 6, 7]
 
