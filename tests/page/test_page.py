@@ -141,6 +141,42 @@ def test_an_hour_is_read_once_and_then_only_what_is_new(page: Page) -> None:
     assert samples == sorted(set(samples)), "each moment once"
 
 
+def test_a_window_that_is_zoomed_into_asks_for_its_own_marks(page: Page) -> None:
+    page.open("history/24h")
+    page.until(lambda: page.script(DRAWN))
+    page.script(
+        "performance.clearResourceTimings();"
+        "Plotly.relayout('chart', { 'xaxis.range[0]': '2026-03-02', 'xaxis.range[1]': '2026-03-03 12:00' })"
+    )
+    addresses = "return performance.getEntriesByType('resource').map((one) => one.name)"
+
+    def asked(what: str) -> dict[str, list[str]] | None:
+        found = [address for address in page.script(addresses) if f"/{what}?" in address]
+        return parse_qs(urlsplit(found[0]).query) if found else None
+
+    begin = 1772380800  # midnight in Shanghai
+    for what in ("history", "events"):
+        query = page.until(lambda what=what: asked(what))
+        assert (float(query["since"][0]), float(query["until"][0])) == (begin, begin + 36 * 3600), what
+        if what == "events":
+            assert {"clock.step", "requests.refused", "operator", "recorder", "memory.refused", "config"} <= set(
+                query["kind"][0].split(",")
+            )
+
+
+def test_the_chart_outlives_the_appliance(page: Page, watched: House) -> None:
+    page.open("history/1h")
+    marks = "document.getElementById('chart').layout.annotations.map((mark) => mark.hovertext)"
+    starts = f"return {marks}.filter((text) => text.startsWith('daemon.start')).length"
+    page.until(lambda: page.script(DRAWN))
+    before = page.script(starts)
+    assert watched.stop() == 0
+    page.shows("no connection", "#link")
+    assert page.script(DRAWN), "what it said last stays"
+    watched.start()
+    page.until(lambda: page.script(DRAWN) and page.script(starts) > before)
+
+
 def test_lanes_and_requests_are_asked_for_however_many_sensors_there_are(page: Page) -> None:
     page.open()
     page.shows("All is well", "#verdict")
