@@ -121,7 +121,7 @@ class RecorderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Heat. Margins are degrees below the slowdown temperature, and fall from `warm_margin_c` to `critical_margin_c`.
 
-    WARM holds back builds and explanations, HOT refuses priorities from `low_priority` on, then narrows concurrency and batches,
+    WARM holds back background builds, HOT refuses priorities from `low_priority` on, then narrows concurrency and batches,
     CRITICAL serves only priorities up to `critical_priority`, or nobody.
     """
 

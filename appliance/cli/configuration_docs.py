@@ -61,7 +61,7 @@ DESCRIPTIONS: dict[str, str] = {
     "recorder.path": "The file. Empty: recorder.sqlite3 in $STATE_DIRECTORY, else .recorder/recorder.sqlite3 in the repository.",
     "recorder.max_size_mb": "The most that the file, its WAL and the reserve beside it take; beyond it the oldest is dropped.",
     "governor.enabled": "Off: heat holds nothing back; the hardware slows down by itself.",
-    "governor.warm_margin_c": "So near to its slowdown a device is WARM: builds and explanations wait.",
+    "governor.warm_margin_c": "So near to its slowdown a device is WARM: background builds wait.",
     "governor.hot_margin_c": "HOT: low priorities are refused; half-way to CRITICAL also fewer and smaller batches run.",
     "governor.critical_margin_c": "CRITICAL: see `critical`.",
     "governor.hysteresis_c": "How much cooler than a margin it must be before its level may end.",

@@ -432,7 +432,7 @@ def gates_for(policy: ThermalPolicy, level: Level, *, squeezed: bool, note: str,
     match level:
         case Level.WARM:
             max_priority = LOWEST_PRIORITY
-            done = "explanations and background builds wait"
+            done = "background builds wait"
         case Level.HOT:
             max_priority = min(LOWEST_PRIORITY, policy.low_priority - 1)
             done = f"priorities {policy.low_priority} and lower are refused"

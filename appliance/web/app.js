@@ -1,6 +1,7 @@
 // The frame: navigation, language, theme, the link's state, and one view at a time by the part of the address after #.
 
 import { h, replace } from "./dom.js";
+import { verdict } from "./health.js";
 import { connect, store, subscribe } from "./store.js";
 import { choose, LANGUAGES, preferred, t } from "./text.js";
 
@@ -32,6 +33,15 @@ function navigation() {
     h("a", { href: `#${name}`, "aria-current": name === current ? "page" : null }, t(`nav.${name}`))));
 }
 
+// How it is, before the view's name: seen from another tab, too.
+const SIGNS = { good: "", notice: "● ", bad: "⚠ ", off: "✕ " };
+
+function title() {
+  const sign = store.snapshot ? SIGNS[verdict(store.snapshot, store.connected).severity] : "";
+  const wanted = `${sign}${t(`nav.${route().name}`)} · appliance`;
+  if (document.title !== wanted) document.title = wanted;
+}
+
 function link() {
   const place = document.getElementById("link");
   place.classList.toggle("bad", !store.connected && store.snapshot !== null);
@@ -49,7 +59,7 @@ async function show() {
   view.end = null;
   view.name = name;
   navigation();
-  document.title = `${t(`nav.${name}`)} · appliance`;
+  title();
   const main = document.getElementById("main");
   const { render } = await import(`./views/${name}.js`);
   if (view.name !== name) return;
@@ -74,7 +84,7 @@ async function start() {
     frame();
   });
   addEventListener("hashchange", show);
-  subscribe((what) => { if (what === "link") link(); });
+  subscribe((what) => { if (what === "link") link(); if (what !== "event") title(); });
   connect();
   show();
 }

@@ -1,5 +1,7 @@
 // Charts over time by plotly, which is loaded when the first one is wanted. Colours come from the style sheet, so both themes fit.
 
+import { t } from "./text.js";
+
 let loading = null;
 
 export function plotly() {
@@ -7,7 +9,7 @@ export function plotly() {
     const script = document.createElement("script");
     script.src = "/page/plotly.js";
     script.onload = () => resolve(globalThis.Plotly);
-    script.onerror = () => { loading = null; reject(new Error("the chart library is not installed (python package plotly)")); };
+    script.onerror = () => { loading = null; reject(new Error(t("history.no_library"))); };
     document.head.append(script);
   });
   return loading;

@@ -4,6 +4,11 @@ import { number, t } from "./text.js";
 
 export const SEVERITY = { good: 0, notice: 1, bad: 2 };
 
+// What the overview shows and the tab's title marks: as of now, or that nobody answers.
+export function verdict(snapshot, connected) {
+  return connected ? health(snapshot) : { severity: "off", found: [], sentence: t("link.lost_long") };
+}
+
 export function health(snapshot) {
   const found = [];
   const say = (severity, text, fix = "") => found.push({ severity, text, fix });

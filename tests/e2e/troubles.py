@@ -133,8 +133,8 @@ TROUBLES = (
         check=1,
         page="notice",
         sentence="One thing to know about",
-        shown=("Warm: GPU 0 is at 85 °C", "explanations and background builds wait"),
-        do="See to the cooling. Engine builds and explanations wait by themselves.",
+        shown=("Warm: GPU 0 is at 85 °C", "background builds wait"),
+        do="See to the cooling. Background builds of engines wait by themselves.",
     ),
     Trouble(
         name="throttled",

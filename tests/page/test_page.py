@@ -6,11 +6,14 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -138,6 +141,42 @@ def test_an_hour_is_read_once_and_then_only_what_is_new(page: Page) -> None:
     assert samples == sorted(set(samples)), "each moment once"
 
 
+def test_a_window_that_is_zoomed_into_asks_for_its_own_marks(page: Page) -> None:
+    page.open("history/24h")
+    page.until(lambda: page.script(DRAWN))
+    page.script(
+        "performance.clearResourceTimings();"
+        "Plotly.relayout('chart', { 'xaxis.range[0]': '2026-03-02', 'xaxis.range[1]': '2026-03-03 12:00' })"
+    )
+    addresses = "return performance.getEntriesByType('resource').map((one) => one.name)"
+
+    def asked(what: str) -> dict[str, list[str]] | None:
+        found = [address for address in page.script(addresses) if f"/{what}?" in address]
+        return parse_qs(urlsplit(found[0]).query) if found else None
+
+    begin = 1772380800  # midnight in Shanghai
+    for what in ("history", "events"):
+        query = page.until(lambda what=what: asked(what))
+        assert (float(query["since"][0]), float(query["until"][0])) == (begin, begin + 36 * 3600), what
+        if what == "events":
+            assert {"clock.step", "requests.refused", "operator", "recorder", "memory.refused", "config"} <= set(
+                query["kind"][0].split(",")
+            )
+
+
+def test_the_chart_outlives_the_appliance(page: Page, watched: House) -> None:
+    page.open("history/1h")
+    marks = "document.getElementById('chart').layout.annotations.map((mark) => mark.hovertext)"
+    starts = f"return {marks}.filter((text) => text.startsWith('daemon.start')).length"
+    page.until(lambda: page.script(DRAWN))
+    before = page.script(starts)
+    assert watched.stop() == 0
+    page.shows("no connection", "#link")
+    assert page.script(DRAWN), "what it said last stays"
+    watched.start()
+    page.until(lambda: page.script(DRAWN) and page.script(starts) > before)
+
+
 def test_lanes_and_requests_are_asked_for_however_many_sensors_there_are(page: Page) -> None:
     page.open()
     page.shows("All is well", "#verdict")
@@ -170,6 +209,102 @@ def test_a_dropped_picture_is_answered_with_labels(page: Page) -> None:
         "[...document.querySelectorAll('.row button')].find((button) => button.textContent === 'Python').click()"
     )
     assert 'client.infer("digits"' in page.text("pre[tabindex]")
+
+
+def test_the_python_call_that_is_shown_runs(page: Page, watched: House) -> None:
+    page.open("try/digits")
+    page.shows("The same from a program")
+    page.script(
+        "[...document.querySelectorAll('.row button')].find((button) => button.textContent === 'Python').click()"
+    )
+    tcp = next(address for address in watched.addresses if address.startswith("tcp:"))
+    shown = page.text("pre[tabindex]")
+    assert "tcp://127.0.0.1:5570" in shown
+    called = subprocess.run(
+        [sys.executable, "-c", shown.replace("tcp://127.0.0.1:5570", tcp)],
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=False,
+    )
+    assert called.returncode == 0, called.stderr
+    assert called.stdout.count(".") >= 10, "ten probabilities"
+
+
+def test_a_call_names_every_input_in_types_that_exist(page: Page) -> None:
+    page.open("try/digits")
+    page.shows("live", "#link")
+    texts: dict[str, str] = page.driver.execute_async_script(
+        """
+        const done = arguments[0], input = (name, datatype, shape) => ({ name, datatype, shape });
+        const some = [["a", "INT64", [-1, 2]], ["b", "BOOL", [2]], ["c", "BYTES", [3]]].map((one) => input(...one));
+        const half = [["h", "FP16", [1, 2]], ["q", "BF16", [2]]].map((one) => input(...one));
+        import('/page/views/try.js').then(({ calls }) => {
+          const made = (inputs) => calls("m", { inputs, outputs: [{ name: "y" }] }, "http://box", "tcp://box:1");
+          const json = made(some), bare = made(half);
+          done({ curl: json.curl, Python: json.Python, cpp: json["C++"], half: bare.Python, bare: bare.curl });
+        });
+        """
+    )
+    written = texts["curl"].split("python3 -c '")[1].split("'")[0]
+    told = subprocess.run([sys.executable, "-c", written], capture_output=True, text=True, check=True).stdout
+    assert json.loads(told) == {
+        "inputs": [
+            {"name": "a", "datatype": "INT64", "shape": [1, 2], "data": [0, 0]},
+            {"name": "b", "datatype": "BOOL", "shape": [2], "data": [False, False]},
+            {"name": "c", "datatype": "BYTES", "shape": [3], "data": ["", "", ""]},
+        ]
+    }
+    given: dict[str, Any] = {}
+    for text in (texts["Python"], texts["half"]):
+        inputs = text.partition("inputs = ")[2].partition("    result")[0]
+        given |= eval(inputs, {"np": np})
+    assert {name: (str(array.dtype), array.shape) for name, array in given.items()} == {
+        "a": ("int64", (1, 2)),
+        "b": ("bool", (2,)),
+        "c": ("object", (3,)),
+        "h": ("float16", (1, 2)),
+        "q": ("float32", (2,)),
+    }
+    assert "one FP32 input" in texts["cpp"]
+    assert "which JSON cannot carry" in texts["bare"]
+
+
+def test_a_call_is_copied_without_the_clipboard_of_secure_pages(page: Page) -> None:
+    page.open("try/digits")
+    page.shows("The same from a program")
+    page.script(
+        "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true });"
+        "document.addEventListener('copy', () => { window.taken = getSelection().toString(); });"
+    )
+    page.click("#copy")
+    page.shows("Copied", "#copy")
+    assert page.script("return window.taken") == page.text("pre[tabindex]")
+
+
+def test_the_verdict_is_read_out_when_it_is_news_and_marks_the_tab(page: Page, gpu: StubNvml) -> None:
+    page.open()
+    page.shows("All is well", "#verdict")
+    assert page.driver.title == "Overview · appliance"
+    page.script(
+        "window.said = [];"
+        "new MutationObserver(() => window.said.push(document.getElementById('said').textContent))"
+        ".observe(document.getElementById('said'), { childList: true, characterData: true, subtree: true });"
+    )
+    for temperature in (62, 63):
+        gpu.set("0.temperature", temperature)
+        page.shows(f"GPU at {temperature} °C", "#verdict")
+    assert page.script("return window.said") == [], "a number is no news"
+    assert page.script("return document.querySelectorAll('#verdict[aria-live], #verdict [aria-live]').length") == 0
+    gpu.set("0.margin", 1)
+    gpu.set("0.temperature", 94)
+    page.shows("Critical", "#verdict")
+    assert page.driver.title == "⚠ Overview · appliance"
+    assert "Critical" in page.script("return window.said.at(-1)")
+    gpu.set("0.margin", 34)
+    gpu.set("0.temperature", 61)
+    page.shows("All is well", "#verdict")
+    assert page.driver.title == "Overview · appliance"
 
 
 def test_everything_can_be_reached_by_keyboard(page: Page) -> None:

@@ -43,11 +43,11 @@ export function render(main, [range]) {
       if (state.ended || asked !== state.asked) return;
       await plot(place, series, events, chosen, state, draw);
     } catch (error) {
-      if (!state.ended) { state.drawn = false; replace(place, h("p", { class: "bad", role: "alert" }, error.message)); }
+      if (!state.ended && asked === state.asked) { globalThis.Plotly?.purge(place); state.drawn = false; replace(place, h("p", { class: "bad", role: "alert" }, error.message)); }
     }
   };
   const wait = store.snapshot ? draw() : new Promise((go) => setTimeout(go, 800)).then(draw);
-  const timer = setInterval(() => { if (!state.window && !document.hidden) draw(); }, chosen === "1h" ? 5000 : 60000);
+  const timer = setInterval(() => { if (!state.window && !document.hidden && store.connected) draw(); }, chosen === "1h" ? 5000 : 60000);
   const repaint = () => draw();
   document.addEventListener("theme", repaint);
   const end = subscribe((what) => { if (what === "link" && store.connected) { state.kept = null; draw(); } });
@@ -123,7 +123,7 @@ async function plot(place, all, events, chosen, state, redraw) {
   if (!state.drawn) {
     state.drawn = true;
     place.on("plotly_relayout", (change) => {
-      if (change["xaxis.range[0]"]) { state.window = [change["xaxis.range[0]"], change["xaxis.range[1]"]].map((text) => Date.parse(text.replace(" ", "T")) / 1000); redraw(); }
+      if (change["xaxis.range[0]"]) { state.window = [change["xaxis.range[0]"], change["xaxis.range[1]"]].map(seconds); redraw(); }
       else if (change["xaxis.autorange"]) { state.window = null; redraw(); }
     });
   }
@@ -138,6 +138,9 @@ function label(name) {
   const text = has(`reading.${short}`) ? t(`reading.${short}`) : short;
   return gpu === undefined ? text : `GPU ${gpu} ${text}`;
 }
+
+// Of the library's "2026-11-25 08:00", in the reader's time; a day alone would be read as UTC.
+const seconds = (text) => Date.parse(text.length > 10 ? text.replace(" ", "T") : `${text}T00:00`) / 1000;
 
 const times = (series) => series.time.map((second) => new Date(second * 1000));
 

@@ -1,7 +1,7 @@
 // Is it healthy, in one glance and one sentence; the few numbers that matter; the models; what happened last.
 
 import { h, prose, replace, spark, table } from "../dom.js";
-import { health } from "../health.js";
+import { verdict } from "../health.js";
 import { store, subscribe } from "../store.js";
 import { bytes, duration, milliseconds, number, t } from "../text.js";
 import { line, merged, recorded } from "./events.js";
@@ -11,14 +11,16 @@ const GPU_TILES = [["temperature", "°C"], ["power", "W"], ["memory.used", "byte
 const HOST_TILES = [["host.cpu.load", "%"], ["host.memory.available", "bytes"]];
 
 export function render(main) {
-  const verdict = h("section", { class: "panel verdict", role: "status", "aria-live": "polite", id: "verdict" });
+  const panel = h("section", { class: "panel verdict", id: "verdict" });
+  // read out when something is new, not when a number has changed, which is every second
+  const said = h("p", { class: "said", role: "status", "aria-live": "polite", id: "said" });
   const tiles = h("section", { class: "grid" }), models = h("section"), events = h("section");
-  main.append(h("h1", { class: "quiet" }, t("nav.overview")), verdict, tiles,
+  main.append(h("h1", { class: "quiet" }, t("nav.overview")), panel, said, tiles,
     h("div", { class: "two" }, h("div", {}, h("h2", {}, t("nav.models")), models), h("div", {}, h("h2", {}, t("overview.recent")), events)));
   let past = [];
   const draw = (what) => {
-    if (!store.snapshot) { replace(verdict, h("p", {}, t("link.connecting"))); return; }
-    if (what !== "event") { drawVerdict(verdict); drawTiles(tiles); drawModels(models); }
+    if (!store.snapshot) { replace(panel, h("p", {}, t("link.connecting"))); return; }
+    if (what !== "event") { drawVerdict(panel, said); drawTiles(tiles); drawModels(models); }
     const latest = merged(past).slice(0, 8);
     if (!events.querySelector("details[open]")) replace(events, latest.length ? h("div", { class: "panel" }, latest.map(line)) : h("p", { class: "empty" }, t("events.none_yet")));
   };
@@ -27,16 +29,16 @@ export function render(main) {
   return () => { leave(); end(); };
 }
 
-function drawVerdict(place) {
-  if (!store.connected) {
-    place.className = "panel verdict off";
-    replace(place, h("p", {}, t("link.lost_long")));
-    return;
-  }
-  const found = health(store.snapshot);
-  place.className = `panel verdict ${found.severity}`;
-  replace(place, h("div", {}, h("p", {}, h("strong", {}, found.sentence)),
-    found.found.length ? h("ul", {}, found.found.map((item) => h("li", { class: item.severity }, item.text, item.fix ? h("span", { class: "fix" }, " → ", prose(item.fix)) : null))) : null));
+function drawVerdict(place, said) {
+  const now = verdict(store.snapshot, store.connected);
+  place.className = `panel verdict ${now.severity}`;
+  const words = JSON.stringify(now), news = words.replace(/\d+([.,]\d+)*/g, "");
+  if (place.dataset.words !== words)
+    replace(place, h("div", {}, h("p", {}, h("strong", {}, now.sentence)),
+      now.found.length ? h("ul", {}, now.found.map((item) => h("li", { class: item.severity }, item.text, item.fix ? h("span", { class: "fix" }, " → ", prose(item.fix)) : null))) : null));
+  if (said.dataset.news !== news) said.textContent = [now.sentence, ...now.found.map((item) => item.text)].join(" ");
+  place.dataset.words = words;
+  said.dataset.news = news;
 }
 
 function tile(name, value, unit, more, trail) {

@@ -1,7 +1,7 @@
 // Try a model: drop a picture (or write numbers), see labels and probabilities, take the same call home as curl, Python or C++.
 
 import * as api from "../api.js";
-import { h, meter, replace } from "../dom.js";
+import { h, meter, prose, replace } from "../dom.js";
 import { store, subscribe } from "../store.js";
 import { number, t } from "../text.js";
 
@@ -125,18 +125,41 @@ function bar(share) {
   return found;
 }
 
-function snippets(place, name, model) {
-  const origin = location.origin, first = model.inputs[0], shape = first.shape.map((size) => (size < 0 ? 1 : size)), type = { FP32: "float32", FP64: "float64", UINT8: "uint8", INT64: "int64" }[first.datatype] ?? first.datatype.toLowerCase();
-  const count = shape.reduce((product, size) => product * size, 1);
-  const texts = {
-    curl: `python3 -c 'import json; print(json.dumps({"inputs": [{"name": "${first.name}", "datatype": "${first.datatype}", "shape": ${JSON.stringify(shape)}, "data": [0] * ${count}}]}))' |\n  curl -s ${origin}/v2/models/${name}/infer -H 'Content-Type: application/json' -d @-`,
-    Python: `import numpy as np\nfrom appliance.client import Client\n\nwith Client("tcp://127.0.0.1:5570") as client:\n    result = client.infer("${name}", {"${first.name}": np.zeros(${JSON.stringify(shape)}, np.${type})}, ttl_ms=100)\n    print(result.outputs["${model.outputs[0].name}"])`,
-    "C++": `// docs/examples/cpp/infer.cpp: g++ -std=c++17 -O2 -o infer infer.cpp -lzmq\n./infer tcp://127.0.0.1:5570 ${name} ${first.name} ${shape.join(",")}`,
+// By datatype: numpy's name, and nothing in JSON, in Python. numpy has no bfloat16; the client takes float32 for it.
+const NUMPY = { FP64: "float64", FP32: "float32", FP16: "float16", BF16: "float32", BOOL: "bool_" };
+const NOTHING = { BOOL: "False", BYTES: '""' };
+
+// The same call as text, every input filled with nothing; `origin` is this page's, `endpoint` where programs ask.
+export function calls(name, model, origin, endpoint) {
+  const inputs = model.inputs.map((input) => ({ ...input, shape: input.shape.map((size) => (size < 0 ? 1 : size)) }));
+  const quoted = JSON.stringify, bare = inputs.find((input) => !JSON_TYPES.has(input.datatype));
+  const tensor = ({ name: called, datatype, shape }) => `{"name": ${quoted(called)}, "datatype": "${datatype}", "shape": ${quoted(shape)}, "data": [${NOTHING[datatype] ?? 0}] * ${shape.reduce((product, size) => product * size, 1)}}`;
+  const array = ({ datatype, shape }) => (datatype === "BYTES" ? `np.full(${quoted(shape)}, b"", object)` : `np.zeros(${quoted(shape)}, np.${NUMPY[datatype] ?? datatype.toLowerCase()})`);
+  const [first] = inputs, single = inputs.length === 1 && first.datatype === "FP32";
+  return {
+    curl: bare ? `# ${t("try.binary_only", { input: bare.name, datatype: bare.datatype })}`
+      : `python3 -c 'import json; print(json.dumps({"inputs": [${inputs.map(tensor).join(", ")}]}))' |\n  curl -s ${origin}/v2/models/${encodeURIComponent(name)}/infer -H 'Content-Type: application/json' -d @-`,
+    Python: `import numpy as np\nfrom appliance.client import Client\n\nwith Client("${endpoint}") as client:\n    inputs = {\n${inputs.map((input) => `        ${quoted(input.name)}: ${array(input)},\n`).join("")}    }\n    result = client.infer(${quoted(name)}, inputs, ttl_ms=1000)\n    print(result.outputs[${quoted(model.outputs[0].name)}])`,
+    "C++": `// docs/examples/cpp/infer.cpp: g++ -std=c++17 -O2 -o infer infer.cpp -lzmq\n${single ? `./infer ${endpoint} ${name} ${first.name} ${first.shape.join(",")}` : `// ${t("try.cpp_one")}`}`,
   };
-  const text = h("pre", { tabindex: 0 }), copy = h("button", { type: "button" }, t("try.copy"));
+}
+
+// Whether it was copied. Only pages of this machine or over TLS have the clipboard; elsewhere the old way still works.
+async function copied(element) {
+  try {
+    if (navigator.clipboard) { await navigator.clipboard.writeText(element.textContent); return true; }
+  } catch { /* not allowed: the old way */ }
+  getSelection().selectAllChildren(element);
+  return document.execCommand("copy");
+}
+
+function snippets(place, name, model) {
+  // programs ask at the port of [zmq] tcp, of which the page is not told; this is the default
+  const texts = calls(name, model, location.origin, `tcp://${location.hostname}:5570`);
+  const text = h("pre", { tabindex: 0 }), copy = h("button", { type: "button", id: "copy" }, t("try.copy"));
   const choose = (kind) => { text.textContent = texts[kind]; for (const button of tabs.children) button.setAttribute("aria-pressed", String(button.textContent === kind)); copy.textContent = t("try.copy"); };
   const tabs = h("div", { class: "row" }, Object.keys(texts).map((kind) => h("button", { type: "button", onclick: () => choose(kind) }, kind)));
-  copy.addEventListener("click", async () => { await navigator.clipboard.writeText(text.textContent); copy.textContent = t("try.copied"); });
-  replace(place, h("div", { class: "row spread" }, h("h2", {}, t("try.code")), copy), tabs, h("div", {}, text));
+  copy.addEventListener("click", async () => { copy.textContent = t(await copied(text) ? "try.copied" : "try.selected"); });
+  replace(place, h("div", { class: "row spread" }, h("h2", {}, t("try.code")), copy), tabs, h("div", {}, text), h("p", { class: "quiet" }, prose(t("try.as_written"))));
   choose("curl");
 }

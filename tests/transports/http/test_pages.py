@@ -29,6 +29,12 @@ async def test_the_page_stands_at_the_root_under_a_policy_that_trusts_nobody_els
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_browser_without_scripts_is_told_in_every_language() -> None:
+    told = (WEB / "index.html").read_text().partition("<noscript>")[2].partition("</noscript>")[0]
+    for table in (WEB / "text").glob("*.json"):
+        assert json.loads(table.read_text())["no.script"] in told, table.name
+
+
 async def test_every_file_of_the_page_is_served_as_it_is(house: House) -> None:
     for source in SOURCES:
         path = f"/page/{source.relative_to(WEB).as_posix()}"
