@@ -164,6 +164,18 @@ def test_a_window_that_is_zoomed_into_asks_for_its_own_marks(page: Page) -> None
             )
 
 
+def test_many_events_of_a_kind_leave_room_for_the_others(page: Page) -> None:
+    page.open()
+    page.shows("live", "#link")
+    kept = page.driver.execute_async_script(
+        """
+        const done = arguments[0], refused = Array.from({ length: 400 }, (_, id) => ({ topic: "requests.refused", id }));
+        import('/page/views/history.js').then((view) => done(view.fewest([...refused, { topic: "worker.lost", id: 400 }])));
+        """
+    )
+    assert [one["id"] for one in kept] == [*range(15), 400]
+
+
 def test_the_chart_outlives_the_appliance(page: Page, watched: House) -> None:
     page.open("history/1h")
     marks = "document.getElementById('chart').layout.annotations.map((mark) => mark.hovertext)"

@@ -22,8 +22,8 @@ const LANES = [["throttle", /^gpu\.\d+\.throttle$/], ["governor", /^governor\.le
 const LEVELS = ["NOMINAL", "WARM", "HOT", "CRITICAL"];
 const MARKED = ["worker.lost", "governor.level", "gpu.xid", "gpu.event", "gpu.throttle", "gpu.ecc", "gpu.mig", "daemon", "finding.raised", "memory.leak", "memory.refused",
   "engine.gave_out", "clock.step", "requests.refused", "operator", "recorder", "config"];
-const GRAVITY = { bad: 0, notice: 1, quiet: 2 };
-const MARKS = 60, NAMED_MARKS = 25;
+// The newest so many, and of one kind no more than so many: refusals by the hundred must not crowd out a lost worker.
+const MARKS = 60, MARKS_OF_A_KIND = 15, NAMED_MARKS = 40;
 // After so many refreshes all is read anew: the record is thinned out with time, and a clock may have been set.
 const REFRESHES = 60;
 
@@ -111,8 +111,8 @@ async function plot(place, all, events, chosen, state, redraw) {
   });
   const bottom = heights.length > 1 ? `y${heights.length}` : "y";
   const span = found.flatMap(([, series]) => [series.time[0], series.time.at(-1)]);
-  const marks = events.filter((event) => Date.parse(event.time) / 1000 >= Math.min(...span)).map((event) => ({ event, gravity: severity(event) }))
-    .sort((a, b) => GRAVITY[a.gravity] - GRAVITY[b.gravity]).slice(0, MARKS).map(({ event, gravity }) => ({ event, x: new Date(event.time), colour: colour(gravity) }));
+  const marks = fewest(events.filter((event) => Date.parse(event.time) / 1000 >= Math.min(...span)))
+    .map((event) => ({ event, x: new Date(event.time), colour: colour(severity(event)) }));
   await Plotly.react(place, traces, layout({
     ...axes, height: pixels, margin: { l: 56, r: 16, t: 8, b: below }, legend: { orientation: "h", yanchor: "top", y: -44 / plotted, font: { size: 11 } }, bargap: 0, uirevision: chosen,
     xaxis: axis({ type: "date", anchor: bottom, ...(state.window ? { range: state.window.map((second) => new Date(second * 1000)) } : {}) }),
@@ -127,6 +127,11 @@ async function plot(place, all, events, chosen, state, redraw) {
       else if (change["xaxis.autorange"]) { state.window = null; redraw(); }
     });
   }
+}
+
+export function fewest(newestFirst) {
+  const seen = new Map();
+  return newestFirst.filter(({ topic }) => seen.set(topic, (seen.get(topic) ?? 0) + 1).get(topic) <= MARKS_OF_A_KIND).slice(0, MARKS);
 }
 
 // From 0 upwards; where all is 0 the library would draw -1 to 1.
