@@ -34,7 +34,7 @@ from tools.distribution.environment import PREFIX, ROOT, TARGETS, BuildError, Ta
 PACKAGE = "appliance"
 ARCHITECTURE = "amd64"
 FILES = Path(__file__).parent / "debian"
-MAINTAINER = "Appliance maintainers <appliance@localhost>"
+MAINTAINER = "Appliance maintainers <appliance@appliance.invalid>"
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 
 CONTROL = """\
