@@ -37,7 +37,8 @@ def test_a_flood_is_cut_by_journald_and_says_so(machine: Box) -> None:
     assert _flood(machine, "uncut", "LogRateLimitIntervalSec=1ms", burst).count("flood\n") > NEARLY_ALL
     assert _flood(machine, "large", interval, f"LogRateLimitBurst={FLOOD_LINES}").count("flood\n") > NEARLY_ALL
     # journald says so with the next line after an interval, by its own clock, which lags when the machine is busy
-    told = _flood(machine, "told", "LogRateLimitIntervalSec=1s", "LogRateLimitBurst=50", after="for _ in 1 2 3 4; do sleep 1.1; echo after; done")
+    later = "for _ in 1 2 3 4; do sleep 1.1; echo after; done"
+    told = _flood(machine, "told", "LogRateLimitIntervalSec=1s", "LogRateLimitBurst=50", after=later)
     assert "Suppressed" in told or machine.journal("SYSLOG_IDENTIFIER=systemd-journald", "--grep=Suppressed")
 
 
