@@ -18,7 +18,6 @@ import msgspec
 
 from appliance.building import precision, report
 from appliance.building.builder import PlanBuilder
-from appliance.building.durable import write_durably
 from appliance.building.inspect import InspectError, Inspection, Value, inspect
 from appliance.building.keys import (
     as_is_digest,
@@ -46,6 +45,7 @@ from appliance.building.verification import Report, VerificationError, VerifyOrd
 from appliance.core.errors import ApplianceError
 from appliance.core.tensor import TensorSpec, datatype_of
 from appliance.engines.base import EngineError, EngineOptions
+from appliance.host.durable import write_durably
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import hmac
 import logging
 from pathlib import Path
 
-from appliance.building.durable import write_durably
 from appliance.building.store import EngineStore, StoreError
+from appliance.host.durable import write_durably
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.building.durable import sync_file, sync_folder, write_durably
+from appliance.host.durable import sync_file, sync_folder, write_durably
 
 FORMAT = "2"
 """Part of every key: raised when what is kept here changes its meaning, so that old entries are not found."""

@@ -333,7 +333,7 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
 
 def write_manifest(config: Config, name: str, changed: dict[str, Any], *, remark: str = "") -> None:
     """Change keys of a model.toml (tables as nested dictionaries), leaving comments and order as they are."""
-    from appliance.building.durable import write_durably
+    from appliance.host.durable import write_durably
 
     file = Path(config.repository.path) / name / "model.toml"
     text = merged_manifest(file.read_text() if file.exists() else "", changed)

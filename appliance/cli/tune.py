@@ -361,9 +361,9 @@ def keep(session: Session, tuner: Tuner, choice: Choice, refused: dict[str, str]
     """The document of the search, kept with its picture beside the model's engines."""
     import msgspec
 
-    from appliance.building.durable import write_durably
     from appliance.cli.tuning_page import page, picture
     from appliance.core.tuning import DEFAULT, judge, medians
+    from appliance.host.durable import write_durably
 
     options, rows = session.options, []
     beside = tuner.trials[DEFAULT]

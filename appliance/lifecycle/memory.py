@@ -14,10 +14,10 @@ from typing import TypeAlias
 import msgspec
 import psutil
 
-from appliance.building.durable import write_durably
 from appliance.core.errors import ApplianceError, ErrorCode, unavailable
 from appliance.core.memory_budget import HOST, MIB, Evict, MemoryBudget, Need, Refused, Reserved, estimate, size
 from appliance.host.cgroup import memory_limits
+from appliance.host.durable import write_durably
 from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance.host.durable import write_durably
 from appliance.release import versions
 from appliance.release.errors import BundleError
 from appliance.release.manifest import Manifest, Target
@@ -126,23 +127,6 @@ def _open_releases(box: Box) -> int:
         os.close(descriptor)
         raise BundleError(f"{box.releases} is not root's alone: others may have put packages there", hint)
     return descriptor
-
-
-def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Written beside, synced, renamed, and the folder synced."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def this_box(root: Path = Path("/")) -> Target:

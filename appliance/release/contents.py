@@ -14,8 +14,9 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from appliance.host.durable import write_durably
 from appliance.release import descent
-from appliance.release.box import Added, Box, Installed, write_durably
+from appliance.release.box import Added, Box, Installed
 from appliance.release.errors import BundleError
 from appliance.release.manifest import File, Manifest
 

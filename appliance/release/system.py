@@ -9,7 +9,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path, PurePosixPath
 
-from appliance.release.box import Box, write_durably
+from appliance.host.durable import write_durably
+from appliance.release.box import Box
 from appliance.release.errors import BundleError
 
 UNITS = "usr/lib/systemd/system"
@@ -94,5 +95,5 @@ def _put(source: Path, place: Path, mode: int) -> None:
     if place.is_file() and place.read_bytes() == data:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(place, data, mode)
+    write_durably(place, data, mode=mode)
     place.chmod(mode)

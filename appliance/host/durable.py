@@ -29,7 +29,9 @@ def write_durably(file: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file at once: whoever reads it finds the old bytes or the new ones. OSError leaves the old ones."""
     beside = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        # what lies there is of a write that was cut off, or a link of somebody else's: never written through
+        beside.unlink(missing_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(data)
             opened.flush()
