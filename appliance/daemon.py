@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,14 @@ class Daemon:
         self,
         config: Config,
         config_path: Path | None,
+        overrides: Sequence[str],
         supervisor: Supervisor,
         runtime_dir: Path,
         listeners: Listeners,
     ) -> None:
         self._given = config
         self._config_path = config_path
+        self._overrides = overrides
         self._supervisor = supervisor
         self._runtime_dir = runtime_dir
         self._stop = asyncio.Event()
@@ -191,6 +194,7 @@ class Daemon:
             config,
             self._config_path,
             self._runtime_dir,
+            overrides=self._overrides,
             wanted=self._reload_wanted,
             manager=self._manager,
             service=self._service,
@@ -500,8 +504,11 @@ def _endpoint(configured: str, default: str) -> str | None:
     return configured or default or None
 
 
-def run(config: Config, config_path: Path | None = None) -> int:
-    """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78)."""
+def run(config: Config, config_path: Path | None = None, overrides: Sequence[str] = ()) -> int:
+    """Serve with this configuration until told to stop; the exit code for the process (0, 70, 75, 78).
+
+    A reload reads the same file, under the same overrides.
+    """
     logs.configure(config.log.format, config.log.level)
     faulthandler.enable()  # a watchdog's SIGABRT leaves in the journal where the loop hung
     keep_freed_memory()
@@ -519,7 +526,7 @@ def run(config: Config, config_path: Path | None = None) -> int:
         import uvloop
 
         async def main() -> int:
-            return await Daemon(config, config_path, supervisor, runtime_dir, listeners).serve()
+            return await Daemon(config, config_path, overrides, supervisor, runtime_dir, listeners).serve()
 
         return int(uvloop.run(main()))
     except OSError as error:

@@ -38,6 +38,7 @@ class Reloading:
         path: Path | None,
         runtime_dir: Path,
         *,
+        overrides: Sequence[str] = (),
         wanted: asyncio.Event,
         manager: Manager,
         service: Service,
@@ -46,6 +47,7 @@ class Reloading:
     ) -> None:
         self.config = config
         self._path = path
+        self._overrides = overrides
         self._runtime_dir = runtime_dir
         self._manager = manager
         self._service = service
@@ -112,7 +114,7 @@ class Reloading:
 
     def _reconfigure(self) -> list[str]:
         """Put what is on disk into force; the keys that only a restart would. ConfigError or OSError: nothing has changed."""
-        config = load(self._path, credentials=credentials_dir())
+        config = load(self._path, overrides=self._overrides, credentials=credentials_dir())
         systemd.reloading()
         self._manager.reconfigure(config.repository, config.drain_timeout_s)
         needs_restart = [

@@ -58,9 +58,10 @@ class Desk:
         manager: Any = self.manager
         service: Any = self.service
         self.reloading = Reloading(
-            load(self.path),
+            load(self.path, overrides=["http.port=7"]),
             self.path,
             folder,
+            overrides=["http.port=7"],
             wanted=self.wanted,
             manager=manager,
             service=service,
@@ -99,11 +100,17 @@ async def test_the_start_counts_as_a_reload_that_went_well(desk: Desk) -> None:
 
 
 async def test_what_can_be_changed_is_and_the_rest_is_named(desk: Desk) -> None:
-    desk.path.write_text('drain_timeout_s = 7\n[http]\nport = 9\n[repository]\npath = "elsewhere"\n')
+    desk.path.write_text('drain_timeout_s = 7\n[http]\nenabled = false\n[repository]\npath = "elsewhere"\n')
     outcome = await desk.ask()
     assert (outcome.ok, set(outcome.notes)) == (True, {"http", "repository.path"})
     assert (desk.manager.taken, desk.told) == (["all 7"], ["config.reloaded"])
     assert desk.reloading.config.drain_timeout_s == 7
+
+
+async def test_what_the_command_line_says_holds_over_the_file_after_a_reload_as_before(desk: Desk) -> None:
+    desk.path.write_text("[http]\nport = 9\n")
+    outcome = await desk.ask()
+    assert (outcome.ok, outcome.notes, desk.reloading.config.http.port) == (True, (), 7)
 
 
 async def test_a_wrong_file_changes_nothing_and_is_answered_with_its_line(desk: Desk) -> None:

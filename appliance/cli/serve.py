@@ -72,7 +72,7 @@ def serve(config: ConfigFile = None, settings: Settings = None) -> None:
         raise
     from appliance.daemon import run
 
-    raise typer.Exit(run(loaded, path))
+    raise typer.Exit(run(loaded, path, settings or ()))
 
 
 @command
