@@ -35,6 +35,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config.write_text(f'runtime_dir = "{tmp_path}"\n[recorder]\npath = "{path}"\n[http]\nport = 1\n')
     monkeypatch.setenv("APPLIANCE_CONFIG", str(config))
     monkeypatch.delenv("APPLIANCE_URL", raising=False)
+    # nor one that runs beside the tests, when the configuration cannot be read
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     recorder = Recorder(path, max_bytes=64 << 20)
     recorder.start()
