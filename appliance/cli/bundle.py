@@ -64,15 +64,12 @@ class CommandService:
     def __init__(self, box: Box, restart: str, ready_timeout_s: float) -> None:
         self._program = box.program / "bin" / "appliance"
         self._restart = restart
+        self._start_timeout_s = max(1.0, ready_timeout_s)
         self._ask_timeout_s = max(1.0, min(ASK_TIMEOUT_S, ready_timeout_s))
 
     def restart(self) -> None:
         """Start anew; whether it worked is for `ready` to see."""
         self._call("restart")
-
-    def start(self) -> None:
-        """Start if it does not run."""
-        self._call("start")
 
     def enable(self) -> None:
         """Start, now and with every boot; another program than systemctl is told to start."""
@@ -96,11 +93,17 @@ class CommandService:
         return asked.returncode == 0 and bool(answered["ready"]) and answered["version"] == version
 
     def _call(self, *verb: str) -> None:
+        from appliance.release import running
+
         call = [self._restart, *verb] if self._restart else ["systemctl", *verb, "appliance.service"]
         try:
-            ended = subprocess.run(call, capture_output=True, text=True, check=False)  # noqa: S603  as the administrator says
+            ended = running.run(call, timeout_s=self._start_timeout_s)
         except OSError as error:
             note(f"{' '.join(call)} failed: {error.strerror}")
+            return
+        except subprocess.TimeoutExpired:
+            # a release whose start hangs, and says all the time that it is at it: systemctl would wait for ever
+            note(f"{' '.join(call)} did not end within {self._start_timeout_s:g} s")
             return
         if ended.returncode != 0:
             note(f"{' '.join(call)} failed: {ended.stderr.strip()[-300:]}")

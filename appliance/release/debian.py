@@ -7,12 +7,12 @@ The caller holds the folder of releases (`box.hold_releases`), so only root can 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
+from appliance.host.durable import sync_folder
+from appliance.release import running
 from appliance.release.box import Box
 from appliance.release.errors import BundleError
 
@@ -21,9 +21,7 @@ DPKG_TIMEOUT_S = 900
 
 
 class Packages:
-    """The package on this box, by dpkg."""
-
-    restarts_by_itself = True
+    """The package on this box, by dpkg. Its scripts leave the restart to us, who wait no longer than we were told to."""
 
     def __init__(self, box: Box) -> None:
         self._folder = box.releases
@@ -54,10 +52,9 @@ class Packages:
                 f"the package of the release that runs, {before}, is not kept here: there would be no way back",
                 f"copy it to {self._package(before)}",
             )
-        beside = self._folder / f".{version}.new"
-        shutil.copyfile(packages[0], beside)
-        beside.replace(self._package(version))
-        os.sync()
+        # synced when it was unpacked, in the same folder of root's
+        packages[0].replace(self._package(version))
+        sync_folder(self._folder)
         return _digest(self._package(version))
 
     def switch(self, version: str, sha256: str = "") -> None:
@@ -96,11 +93,9 @@ def _release(version: str) -> str:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    environment = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "APPLIANCE_RESTART": "no"}
     try:
-        return subprocess.run(  # noqa: S603  dpkg, with paths of ours
-            command, capture_output=True, text=True, timeout=DPKG_TIMEOUT_S, check=False, env=environment
-        )
+        return running.run(command, timeout_s=DPKG_TIMEOUT_S, environment=environment)
     except FileNotFoundError as error:
         raise BundleError(f"there is no {command[0]} on this box", "get the bundle with wheels") from error
     except subprocess.TimeoutExpired as error:

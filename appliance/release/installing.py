@@ -39,8 +39,6 @@ MAX_STEPS_BACK = 16
 class Release(Protocol):
     """How releases are kept on a box: `slots.Slots`, `debian.Packages`."""
 
-    restarts_by_itself: bool
-
     def current(self) -> str:
         """The release in place; empty if there is none."""
 
@@ -61,10 +59,7 @@ class Service(Protocol):
     """What runs the release."""
 
     def restart(self) -> None:
-        """Start it, or start it anew. Whether it comes up is seen by `ready`."""
-
-    def start(self) -> None:
-        """Start it if it does not run."""
+        """Start it, or start it anew, and wait for that at most as long as for `ready`, which says whether it came up."""
 
     def enable(self) -> None:
         """Start it, now and with every boot."""
@@ -143,7 +138,7 @@ class Installer:
             raise BundleError("there is no release to go back to", "`appliance bundle status` says what is here")
         if back != runs and not self._release.holds(back):
             raise BundleError(f"release {back} is not kept on this box", "install a bundle with it")
-        self._undo(undone, back, state)
+        deadline = self._undo(undone, back, state)
         if state.pending is not None:
             left = msgspec.structs.replace(state, pending=None)
         else:
@@ -153,7 +148,7 @@ class Installer:
             current = before.pop() if before else Installed(back)
             left = msgspec.structs.replace(state, current=current, before=tuple(before))
         write_state(self._box, left)
-        if not self._wait(back):
+        if not self._wait(back, deadline):
             raise BundleError(f"release {back} is in place, and is not ready", "`systemctl status appliance`")
         return back
 
@@ -176,13 +171,9 @@ class Installer:
             remember(contents.put(self._box, manifest, self._box.incoming, self._note, remember))
             if wanted != previous:
                 self._release.switch(wanted, state.kept.get(wanted, ""))
-            if wanted and (not previous or state.pending is not None):
-                self._service.enable()
-            elif self._release.restarts_by_itself and wanted != previous:
-                self._service.start()
-            else:
-                self._service.restart()
-            ready = self._wait(wanted)
+            first = bool(wanted) and (not previous or state.pending is not None)
+            deadline = self._started(self._service.enable if first else self._service.restart)
+            ready = self._wait(wanted, deadline)
             reason = f"release {wanted} was not ready within {self._ready_timeout_s:g} s"
         except (BundleError, OSError) as error:
             ready, reason = False, str(error)
@@ -210,21 +201,27 @@ class Installer:
                 "`journalctl -u appliance` says why; install another bundle",
             )
         self._note(f"{reason}: going back to {tried.previous}")
-        self._undo(tried, tried.previous, state)
+        deadline = self._undo(tried, tried.previous, state)
         write_state(self._box, left)
-        again = "answers again" if self._wait(tried.previous) else "is in place again, and is NOT ready"
+        again = "answers again" if self._wait(tried.previous, deadline) else "is in place again, and is NOT ready"
         raise RolledBackError(
             f"{reason}; release {tried.previous} {again}", "`journalctl -u appliance` says why; nothing of it is left"
         )
 
-    def _undo(self, tried: Installed, back: str, state: State) -> None:
+    def _undo(self, tried: Installed, back: str, state: State) -> float:
+        """Take away what that brought, and put the release before in place; until when it has to be ready."""
         contents.take_away(self._box, tried.added)
         if self._release.current() != back:
             self._release.switch(back, state.kept.get(back, ""))
-        self._service.restart()
+        return self._started(self._service.restart)
 
-    def _wait(self, version: str) -> bool:
+    def _started(self, start: Callable[[], None]) -> float:
+        """Start it in that way; until when it has to be ready, counted from before, since the start itself may hang."""
         deadline = self._clock() + self._ready_timeout_s
+        start()
+        return deadline
+
+    def _wait(self, version: str, deadline: float) -> bool:
         while not self._service.ready(version):
             if self._clock() >= deadline:
                 return False

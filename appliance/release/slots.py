@@ -7,14 +7,14 @@ release's own units and the rest of its system files (`system`) go in place when
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from appliance.release import system
+from appliance.host.durable import sync_filesystem
+from appliance.release import running, system
 from appliance.release.box import Box
 from appliance.release.errors import BundleError
 
@@ -24,8 +24,6 @@ PIP_TIMEOUT_S = 900
 
 class Slots:
     """The slots below a box's root."""
-
-    restarts_by_itself = False
 
     def __init__(self, box: Box) -> None:
         self._box = box
@@ -67,7 +65,7 @@ class Slots:
                 # models that come with the first release belong to its user, and so may its configuration
                 system.install(self._box, slot / "share/appliance", configuration=False)
             # what is switched to has to be on the disk
-            os.sync()
+            sync_filesystem(slot)
         except BaseException:
             shutil.rmtree(slot, ignore_errors=True)
             raise
@@ -95,9 +93,7 @@ class Slots:
 
 def _run(command: list[str]) -> None:
     try:
-        ended = subprocess.run(  # noqa: S603  our own interpreter, with wheels that were verified
-            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False, cwd="/", umask=0o022
-        )
+        ended = running.run(command, timeout_s=PIP_TIMEOUT_S, folder="/", umask=0o022)
     except subprocess.TimeoutExpired as error:
         raise BundleError(f"the release was not put together within {PIP_TIMEOUT_S} s", "is the disk slow?") from error
     if ended.returncode != 0:

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path, PurePosixPath
 
 from appliance.host.durable import write_durably
+from appliance.release import running
 from appliance.release.box import Box
 from appliance.release.errors import BundleError
 
@@ -79,9 +80,7 @@ def settle() -> None:
     """Let systemd make users and folders, and read what is new; BundleError if it will not."""
     for line in SETTLE:
         try:
-            ended = subprocess.run(  # noqa: S603  systemd's own, on files of a signed release
-                line, capture_output=True, text=True, timeout=SETTLE_TIMEOUT_S, check=False
-            )
+            ended = running.run(line, timeout_s=SETTLE_TIMEOUT_S)
         except FileNotFoundError as error:
             raise BundleError(f"there is no {line[0]} on this box", "wheels need systemd, or --root") from error
         except subprocess.TimeoutExpired as error:

@@ -66,6 +66,16 @@ def test_an_installation_that_was_cut_off_says_how_to_take_it_back(tmp_path: Pat
     assert "cut off: the installation of 3.0.0; `appliance bundle rollback` takes it back" in status(tmp_path)
 
 
+def test_a_restart_that_hangs_is_waited_for_only_as_long_as_for_the_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "restart"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    bundle.CommandService(Box(tmp_path), str(program), 0).restart()
+    assert "restart restart did not end within 1 s" in capsys.readouterr().err
+
+
 def test_a_restart_program_that_is_missing_and_a_full_disk_are_told_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.host.durable import write_durably
+from appliance.host.durable import sync_filesystem, write_durably
 
 
 def test_a_file_is_replaced_whole_with_the_mode_it_was_given_and_nothing_is_left_beside(tmp_path: Path) -> None:
@@ -31,3 +31,10 @@ def test_what_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_durably(tmp_path / "state", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_whole_file_system_is_synced_and_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"new")
+    sync_filesystem(tmp_path)
+    with pytest.raises(NotADirectoryError):
+        sync_filesystem(tmp_path / "file")

@@ -120,15 +120,27 @@ def changed_deb(deb: Path, folder: Path, version: str, change: Callable[[Path], 
     return made
 
 
+BREAKS = "raise RuntimeError('this release breaks on start')\n"
+HANGS = """import time
+from appliance.host import systemd
+while True:
+    systemd.extend_timeout(30)
+    time.sleep(1)
+"""
+
+
 def breaks_on_start(tree: Path) -> None:
     """A change for `changed_deb`: it is installed, answers its command line, and ends as soon as it shall serve."""
-    (tree / target().packages / "appliance/daemon.py").write_text(
-        "raise RuntimeError('this release breaks on start')\n"
-    )
+    (tree / target().packages / "appliance/daemon.py").write_text(BREAKS)
 
 
-def project_wheel(folder: Path, version: str, *, breaks: bool = False) -> Path:
-    """This checkout as a wheel of another version; one that breaks ends as soon as it shall serve."""
+def hangs_on_start(tree: Path) -> None:
+    """The same, of a release that never comes up, and says all the time that it is about to."""
+    (tree / target().packages / "appliance/daemon.py").write_text(HANGS)
+
+
+def project_wheel(folder: Path, version: str, *, daemon: str = "") -> Path:
+    """This checkout as a wheel of another version; with another daemon: `BREAKS`, `HANGS`."""
     from appliance import __version__
 
     source = folder / "source"
@@ -136,8 +148,8 @@ def project_wheel(folder: Path, version: str, *, breaks: bool = False) -> Path:
     copy_sources(source)
     for path in (source / "pyproject.toml", source / "appliance" / "__init__.py"):
         path.write_text(path.read_text().replace(f'"{__version__}"', f'"{version}"'))
-    if breaks:
-        (source / "appliance" / "daemon.py").write_text("raise RuntimeError('this release breaks on start')\n")
+    if daemon:
+        (source / "appliance" / "daemon.py").write_text(daemon)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*command, "-w", str(folder), str(source)], check=True, capture_output=True)
     return next(folder.glob("*.whl"))

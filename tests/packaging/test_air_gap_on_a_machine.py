@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from appliance import __version__
-from tests.packaging.conftest import breaks_on_start, changed_deb, project_wheel, target
+from tests.packaging.conftest import BREAKS, HANGS, breaks_on_start, changed_deb, hangs_on_start, project_wheel, target
 from tests.packaging.installed import InstalledBox
 from tests.systemd.box import ENVIRONMENT, LONG_S, why_not
 from tools.distribution.build_wheel import ROOT
@@ -103,7 +103,7 @@ def first_install(box: InstalledBox, path: str) -> None:
     assert box.run("stat", "-c", "%a %U:%G", CONFIG).stdout.strip() == "640 root:appliance"
 
 
-def a_year(box: InstalledBox, desk: Desk, *, broken: str, good: str, first: str) -> None:
+def a_year(box: InstalledBox, desk: Desk, *, broken: str, hung: str, good: str, first: str) -> None:
     """What happens after the first installation, with clients that never stop asking."""
     box.loopback("plain", shape="2")
     box.run("systemctl", "reload", "appliance")
@@ -112,6 +112,9 @@ def a_year(box: InstalledBox, desk: Desk, *, broken: str, good: str, first: str)
     refused = bundle(box, "install", broken, "--ready-timeout", "3", expect=4)
     assert f"release {__version__} answers again" in refused["error"]["message"]
     assert "this release breaks on start" in box.run("journalctl", "-u", "appliance", "--no-pager").stdout
+    assert box.version() == __version__
+    refused = bundle(box, "install", hung, "--ready-timeout", "3", expect=4)
+    assert f"not ready within 3 s; release {__version__} answers again" in refused["error"]["message"]
     assert box.version() == __version__
 
     assert bundle(box, "install", good)["previous"] == __version__
@@ -176,7 +179,11 @@ def test_a_box_that_lives_by_debian_packages(box: InstalledBox, desk: Desk, deb:
     _carry(desk, f"{made}.parts")
     first_install(box, f"{STICK}/carried/first.bundle.parts")
     bundles = {}
-    for name, version, change in (("broken", "9.9.8", breaks_on_start), ("good", "9.9.9", lambda _: None)):
+    for name, version, change in (
+        ("hung", "9.9.7", hangs_on_start),
+        ("broken", "9.9.8", breaks_on_start),
+        ("good", "9.9.9", lambda _: None),
+    ):
         package = changed_deb(deb, tmp_path, version, change)
         bundles[name] = desk.create(f"{name}.bundle", version, "--release", str(package), "--system", system)
         package.unlink()
@@ -193,10 +200,10 @@ def test_a_box_that_lives_by_wheels(box: InstalledBox, desk: Desk, wheelhouse: P
         assert box.run("test", "-s", place, check=False).returncode == 0
     assert box.run("stat", "-c", "%a %U:%G", "/var/lib/appliance/models").stdout.strip() == "2770 appliance:appliance"
     bundles = {}
-    for name, version in (("broken", "9.9.8"), ("good", "9.9.9")):
+    for name, version, daemon in (("hung", "9.9.7", HANGS), ("broken", "9.9.8", BREAKS), ("good", "9.9.9", "")):
         release = tmp_path / name
         shutil.copytree(wheelhouse, release, ignore=shutil.ignore_patterns("setuptools-*"))
-        shutil.copy2(project_wheel(tmp_path / f"wheel-{name}", version, breaks=name == "broken"), release)
+        shutil.copy2(project_wheel(tmp_path / f"wheel-{name}", version, daemon=daemon), release)
         bundles[name] = desk.create(f"{name}.bundle", version, "--release", str(release))
     a_year(box, desk, **bundles, first=f"{STICK}/first.bundle")
 

@@ -26,7 +26,8 @@ from tools.distribution.build_wheel import ROOT
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
 
-COMMAND_LIMIT_S = 120.0
+COMMAND_LIMIT_S = 300.0
+"""More than a release has to become ready (120 s), and to be taken back: what happened is for the command to say, not for us."""
 NEXT, NEWEST = "98.0.0", "99.0.0"
 MODELS = "/var/lib/appliance/models"
 TOML = "/etc/appliance/appliance.toml"

@@ -22,8 +22,6 @@ from tests.release.making import bytes_of, verify
 class PlayedRelease:
     """Releases that are names in a list."""
 
-    restarts_by_itself = False
-
     def __init__(self, running: str = "") -> None:
         self.running = running
         self.held = {running} if running else set()
@@ -62,9 +60,6 @@ class PlayedService:
 
     def restart(self) -> None:
         self.runs = self._release.running
-
-    def start(self) -> None:
-        self.restart()
 
     def enable(self) -> None:
         self.enabled = True
@@ -123,6 +118,21 @@ def test_a_release_that_becomes_ready_stays_and_the_one_before_is_kept(tmp_path:
     assert house.files() == {"m/2/model.onnx": b"two", "m/model.toml": b"new"}
     assert read_state(house.box).floor == "1.1.0"
     assert not house.box.incoming.exists()
+
+
+def test_a_start_that_hangs_counts_as_time_that_the_release_had(tmp_path: Path) -> None:
+    house = House(tmp_path)
+
+    class Hangs(PlayedService):
+        def restart(self) -> None:
+            super().restart()
+            if self.runs == "1.1.0":
+                house.now += 10
+
+    house.service = Hangs(house.release, breaks={"1.1.0"})
+    with pytest.raises(RolledBackError, match=r"not ready within 10 s; release 1\.0\.0 answers"):
+        house.install("1.1.0")
+    assert house.now == 10
 
 
 def test_the_first_release_of_a_box_is_started_with_every_boot_and_a_later_one_leaves_that_to_the_site(

@@ -34,6 +34,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LONG_S = 60.0
+SHORT_S = 20.0
 PREFIX = "appliance-box-"
 """Of a box's scratch folder and control group, before the pid of whoever made it."""
 
@@ -291,10 +292,29 @@ class Box:
                 )
             except subprocess.TimeoutExpired as error:
                 out.seek(0)
-                raise AssertionError(f"{command} did not end within {timeout:g} s: {out.read()[-2000:]}") from error
+                said = out.read()[-2000:]
+                raise AssertionError(
+                    f"{command} did not end within {timeout:g} s: {said}\n{self._what_runs()}"
+                ) from error
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(command, ended.returncode, out.read(), err.read())
+
+    def _what_runs(self) -> str:
+        """What runs, what systemd waits for, and what was said: why something hangs."""
+        found = []
+        for line in (
+            ("ps", "-eo", "pid,ppid,stat,wchan:24,etimes,args"),
+            ("systemctl", "list-jobs", "--no-pager"),
+            ("systemctl", "status", "--no-pager", "--lines=0", "appliance.service"),
+            ("journalctl", "--no-pager", "-n", "120", "-o", "short-monotonic"),
+        ):
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                asked = subprocess.run(
+                    self.command(*line), env=ENVIRONMENT, capture_output=True, text=True, timeout=SHORT_S, check=False
+                )
+                found.append(asked.stdout + asked.stderr)
+        return "\n".join(found)
 
     def log(self) -> str:
         """The end of the journal of the service."""
