@@ -65,7 +65,8 @@ class Installed(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What is known of releases. `pending` is being tried: after a power cut it is what has to be taken back or confirmed.
+    """What is known of releases. `pending` is being tried, or, where it is `current`, being taken back: after a power cut it
+    is what has to be taken back. At boot, `systemd/take-back-release` reads it and `kept` from the file.
 
     `floor`: nothing older is installed without being told to. `before`: what `current` replaced, oldest first, back to the last
     release before. `kept`: the SHA-256 of each package that was kept, by release; one that an administrator put there has none.

@@ -138,15 +138,18 @@ class Installer:
             raise BundleError("there is no release to go back to", "`appliance bundle status` says what is here")
         if back != runs and not self._release.holds(back):
             raise BundleError(f"release {back} is not kept on this box", "install a bundle with it")
+        if state.pending is None:
+            # a power cut from here on leaves what the next boot can end
+            write_state(self._box, msgspec.structs.replace(state, pending=undone))
         deadline = self._undo(undone, back, state)
-        if state.pending is not None:
+        if undone != state.current:
             left = msgspec.structs.replace(state, pending=None)
         else:
             before = list(state.before)
             while before and before[-1].release != back:
                 before.pop()
             current = before.pop() if before else Installed(back)
-            left = msgspec.structs.replace(state, current=current, before=tuple(before))
+            left = msgspec.structs.replace(state, current=current, before=tuple(before), pending=None)
         write_state(self._box, left)
         if not self._wait(back, deadline):
             raise BundleError(f"release {back} is in place, and is not ready", "`systemctl status appliance`")

@@ -224,6 +224,28 @@ def test_a_power_cut_while_a_release_is_tried_is_ended_by_rollback(tmp_path: Pat
     house.install("1.2.0")
 
 
+def test_a_power_cut_while_a_release_is_taken_back_is_ended_by_rollback_too(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.install("1.1.0", MODEL)
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(version: str, sha256: str = "") -> None:
+        raise PowerCut
+
+    switch, house.release.switch = house.release.switch, cut  # type: ignore[method-assign]
+    with pytest.raises(PowerCut):
+        house.installer().roll_back()
+    house.release.switch = switch  # type: ignore[method-assign]
+    state = read_state(house.box)
+    assert state.pending == state.current
+    assert house.installer().roll_back() == "1.0.0"
+    state = read_state(house.box)
+    assert (house.release.running, house.files()) == ("1.0.0", {})
+    assert (state.pending, state.current) == (None, Installed("1.0.0"))
+
+
 def test_what_is_older_than_what_ran_here_is_refused_unless_told(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.install("1.2.0")

@@ -52,7 +52,7 @@ if [ -d /usr/lib/appliance-python/lib ]; then
     ldconfig
 fi
 cd /mnt/systemd
-install -m 644 appliance.service appliance.socket appliance-gpu.service /etc/systemd/system/
+install -m 644 appliance.service appliance.socket appliance-gpu.service appliance-recovery.service /etc/systemd/system/
 install -D -m 644 appliance.sysusers /usr/lib/sysusers.d/appliance.conf
 install -D -m 644 appliance.tmpfiles /usr/lib/tmpfiles.d/appliance.conf
 install -D -m 644 appliance.catalog /usr/lib/systemd/catalog/appliance.catalog
@@ -213,7 +213,8 @@ class Box:
             command = venv / "bin/appliance"
             command.write_text("#!/usr/lib/appliance/bin/python\nfrom appliance.cli.main import main\nmain()\n")
             command.chmod(0o755)
-            shutil.copy(ROOT / "systemd/wait-for-gpu", venv / "libexec")
+            for program in ("wait-for-gpu", "take-back-release"):
+                shutil.copy(ROOT / "systemd" / program, venv / "libexec")
             self._scratch.chmod(0o755)
         import zmq
 

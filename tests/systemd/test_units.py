@@ -84,7 +84,7 @@ def test_the_systemd_of_the_box_has_no_complaint_either_and_rates_it_as_well(box
         if release < SINCE.get(dropin, 0):
             pytest.skip(f"systemd {release} does not know its keys")
         box.dropin(EXAMPLE.sub(r"\1", (UNITS / "dropins" / dropin).read_text()))
-    units = ("appliance.service", "appliance-gpu.service", "appliance.socket")
+    units = ("appliance.service", "appliance-gpu.service", "appliance-recovery.service", "appliance.socket")
     done = box.run("systemd-analyze", "verify", "--man=no", *units, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     line = ("systemd-analyze", "security", f"--threshold={WANTED_EXPOSURE}", "--no-pager", "appliance.service")
