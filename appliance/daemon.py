@@ -245,6 +245,11 @@ class Daemon:
             counters = self._zmq.counters
             metrics.zmq = lambda: msgspec.structs.asdict(counters)
             await self._zmq.start()
+        self._service.endpoints = {
+            "http": self._http.addresses if self._http is not None else [],
+            "inference": self._zmq.request_endpoints if self._zmq is not None else [],
+            "events": self._zmq.event_endpoints if self._zmq is not None else [],
+        }
 
     def _memory(self, events: EventBus, health: Health) -> ModelMemory:
         """The ledger in which models are booked before they are loaded, with what host and GPUs have now."""

@@ -167,6 +167,7 @@ class Service:
         self._health = health
         self.draining = False
         self.recorder: Callable[[], Mapping[str, Any]] | None = None
+        self.endpoints: Mapping[str, Sequence[str]] = {}
         self._manager = manager
         self._events = events
         self._boot_id = uuid.uuid4().hex
@@ -395,6 +396,7 @@ class Service:
                 "requests_per_s": round(self.requests_per_s, 1),
                 "events": dict(self._events.counts),
             },
+            "endpoints": self.endpoints,
             **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
             **({"memory": self._manager.memory.budget.document()} if self._manager.memory is not None else {}),
             **({"recorder": self.recorder()} if self.recorder is not None else {}),

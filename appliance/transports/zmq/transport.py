@@ -58,6 +58,8 @@ class ZmqTransport:
         self._requests = [endpoint for endpoint in (ipc, tcp) if endpoint]
         self._events = [endpoint for endpoint in (events_ipc, events_tcp) if endpoint]
         self._report = report or (lambda topic, data: None)
+        self.request_endpoints: list[str] = []
+        self.event_endpoints: list[str] = []
         self._bound = Endpoints(listen) if listen is not None else Endpoints()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: list[zmq.Socket[bytes]] = []
@@ -68,7 +70,7 @@ class ZmqTransport:
     @property
     def endpoints(self) -> list[str]:
         """The addresses really bound: requests first, then events."""
-        return list(self._bound.addresses)
+        return self.request_endpoints + self.event_endpoints
 
     async def start(self) -> None:
         """Bind and serve. OSError (FileExistsError for an ipc endpoint in use) with a sentence says why it cannot."""
@@ -86,7 +88,7 @@ class ZmqTransport:
         events = [self._bound.bind(publisher, endpoint) for endpoint in self._events]
         router = self._open(context, zmq.ROUTER)
         requests = [self._bound.bind(router, endpoint) for endpoint in self._requests]
-        self._bound.addresses = requests + events
+        self.request_endpoints, self.event_endpoints = requests, events
         self._publisher = EventPublisher(
             publisher, self._service, self.counters, heartbeat_s=self._config.event_heartbeat_s
         )
@@ -175,3 +177,4 @@ class ZmqTransport:
             # waits up to LINGER_MS for the last replies to leave, so not on the loop
             await asyncio.to_thread(context.term)
         self._bound.remove()
+        self.request_endpoints, self.event_endpoints = [], []

@@ -135,12 +135,12 @@ export function calls(name, model, origin, endpoint) {
   const quoted = JSON.stringify, bare = inputs.find((input) => !JSON_TYPES.has(input.datatype));
   const tensor = ({ name: called, datatype, shape }) => `{"name": ${quoted(called)}, "datatype": "${datatype}", "shape": ${quoted(shape)}, "data": [${NOTHING[datatype] ?? 0}] * ${shape.reduce((product, size) => product * size, 1)}}`;
   const array = ({ datatype, shape }) => (datatype === "BYTES" ? `np.full(${quoted(shape)}, b"", object)` : `np.zeros(${quoted(shape)}, np.${NUMPY[datatype] ?? datatype.toLowerCase()})`);
-  const [first] = inputs, single = inputs.length === 1 && first.datatype === "FP32";
+  const [first] = inputs, off = t("try.no_zmq"), single = inputs.length === 1 && first.datatype === "FP32";
   return {
     curl: bare ? `# ${t("try.binary_only", { input: bare.name, datatype: bare.datatype })}`
       : `python3 -c 'import json; print(json.dumps({"inputs": [${inputs.map(tensor).join(", ")}]}))' |\n  curl -s ${origin}/v2/models/${encodeURIComponent(name)}/infer -H 'Content-Type: application/json' -d @-`,
-    Python: `import numpy as np\nfrom appliance.client import Client\n\nwith Client("${endpoint}") as client:\n    inputs = {\n${inputs.map((input) => `        ${quoted(input.name)}: ${array(input)},\n`).join("")}    }\n    result = client.infer(${quoted(name)}, inputs, ttl_ms=1000)\n    print(result.outputs[${quoted(model.outputs[0].name)}])`,
-    "C++": `// docs/examples/cpp/infer.cpp: g++ -std=c++17 -O2 -o infer infer.cpp -lzmq\n${single ? `./infer ${endpoint} ${name} ${first.name} ${first.shape.join(",")}` : `// ${t("try.cpp_one")}`}`,
+    Python: !endpoint ? `# ${off}` : `import numpy as np\nfrom appliance.client import Client\n\nwith Client("${endpoint}") as client:\n    inputs = {\n${inputs.map((input) => `        ${quoted(input.name)}: ${array(input)},\n`).join("")}    }\n    result = client.infer(${quoted(name)}, inputs, ttl_ms=1000)\n    print(result.outputs[${quoted(model.outputs[0].name)}])`,
+    "C++": !endpoint ? `// ${off}` : `// docs/examples/cpp/infer.cpp: g++ -std=c++17 -O2 -o infer infer.cpp -lzmq\n${single ? `./infer ${endpoint} ${name} ${first.name} ${first.shape.join(",")}` : `// ${t("try.cpp_one")}`}`,
   };
 }
 
@@ -153,9 +153,14 @@ async function copied(element) {
   return document.execCommand("copy");
 }
 
+// Where a program asks: over TCP, else on this machine; "" where ZeroMQ is off. One that listens everywhere is reached as this page was.
+export function endpoint(listens, hostname) {
+  const tcp = listens.find((address) => address.startsWith("tcp://"));
+  return tcp?.replace(/^tcp:\/\/(0\.0\.0\.0|\[::\]|\*):/, `tcp://${hostname}:`) ?? listens[0] ?? "";
+}
+
 function snippets(place, name, model) {
-  // programs ask at the port of [zmq] tcp, of which the page is not told; this is the default
-  const texts = calls(name, model, location.origin, `tcp://${location.hostname}:5570`);
+  const texts = calls(name, model, location.origin, endpoint(store.snapshot?.endpoints?.inference ?? [], location.hostname));
   const text = h("pre", { tabindex: 0 }), copy = h("button", { type: "button", id: "copy" }, t("try.copy"));
   const choose = (kind) => { text.textContent = texts[kind]; for (const button of tabs.children) button.setAttribute("aria-pressed", String(button.textContent === kind)); copy.textContent = t("try.copy"); };
   const tabs = h("div", { class: "row" }, Object.keys(texts).map((kind) => h("button", { type: "button", onclick: () => choose(kind) }, kind)));
