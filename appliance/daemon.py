@@ -255,16 +255,20 @@ class Daemon:
         """The ledger in which models are booked before they are loaded, with what host and GPUs have now."""
         from appliance.core.memory_budget import HOST, MemoryBudget
         from appliance.lifecycle.compilation import engines_path
-        from appliance.lifecycle.memory import ModelMemory, host_capacity
+        from appliance.lifecycle.memory import ModelMemory, host_capacity, host_most
 
-        reserve = self._config.memory
-        capacity = {HOST: host_capacity(reserve.host_reserve_mb)} | health.gpu_capacity(reserve.gpu_reserve_mb)
+        host_mb, gpu_mb = self._config.memory.host_reserve_mb, self._config.memory.gpu_reserve_mb
+
+        def room(since_s: float = 0.0) -> dict[str, int]:
+            return {HOST: host_capacity(host_mb)} | health.gpu_capacity(gpu_mb, since_s)
+
         return ModelMemory(
-            MemoryBudget(capacity),
+            MemoryBudget(room(), {HOST: host_most(host_mb)} | health.gpu_most(gpu_mb)),
             events,
             peaks=engines_path(self._config) / "memory-peaks.json",
             measure=health.measure,
             integrated=health.integrated(),
+            room=room,
         )
 
     def _measure(self, service: Service, health: Health) -> Metrics:

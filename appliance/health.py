@@ -280,12 +280,15 @@ class Health:
         known = [temperature for temperature in temperatures if temperature is not None]
         return max(known) if known else processor_temperature(snapshot)
 
-    def gpu_capacity(self, reserve_mb: int) -> dict[str, int]:
+    def gpu_capacity(self, reserve_mb: int, since_s: float = 0.0) -> dict[str, int]:
         """What models may take of each GPU with memory of its own: what is free now, less the reserve, in bytes.
 
-        Of a GPU in MIG mode a process gets one instance, so it is what is free there; nothing where there is none.
+        Of a GPU in MIG mode a process gets one instance, so it is what is free there; nothing where there is none. Nothing at all
+        if the last sample was begun before that monotonic time.
         """
         snapshot = self._monitor.latest
+        if snapshot is not None and snapshot.monotonic_s - snapshot.duration_s < since_s:
+            return {}
         found = {}
         for gpu in snapshot.gpus if snapshot is not None else ():
             assert snapshot is not None
@@ -294,6 +297,17 @@ class Health:
                 free = _free_of(mig_instance(gpu, os.environ.get("CUDA_VISIBLE_DEVICES", "")))
             if free is not None and not gpu.integrated:
                 found[f"gpu:{gpu.index}"] = max(0, int(free) - (reserve_mb << 20))
+        return found
+
+    def gpu_most(self, reserve_mb: int) -> dict[str, int]:
+        """What models could take of each GPU if nothing else used it, less the reserve, in bytes. Not of those in MIG mode."""
+        snapshot = self._monitor.latest
+        found = {}
+        for gpu in snapshot.gpus if snapshot is not None else ():
+            assert snapshot is not None
+            total = snapshot.value(q.GPU_MEMORY_TOTAL.name(gpu.index))
+            if total is not None and not gpu.integrated and not gpu.mig_mode:
+                found[f"gpu:{gpu.index}"] = max(0, int(total) - (reserve_mb << 20))
         return found
 
     def integrated(self) -> frozenset[str]:

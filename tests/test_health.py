@@ -129,8 +129,11 @@ def test_memory_on_a_gpu_is_what_the_driver_says_of_our_processes() -> None:
         Gpu(0, "u", "A", processes=(GpuProcess(11, GIB), GpuProcess(12, 2 * GIB), GpuProcess(13, None))),
         Gpu(1, "v", "Orin", integrated=True, processes=(GpuProcess(11, GIB),)),
     )
-    box.monitor.take(0, {"gpu.0.memory.free": 8 * GIB, "gpu.1.memory.free": 8 * GIB}, gpus=gpus)
+    readings = {"gpu.0.memory.free": 8 * GIB, "gpu.1.memory.free": 8 * GIB, "gpu.0.memory.total": 10 * GIB}
+    box.monitor.take(5, readings, gpus=gpus)
     assert box.health.gpu_capacity(1024) == {"gpu:0": 7 * GIB}
+    assert box.health.gpu_capacity(1024, since_s=6) == {}, "it tells of before"
+    assert box.health.gpu_most(1024) == {"gpu:0": 9 * GIB}
     found = box.health.measure([11, 13, 999_999_999])
     assert found["gpu:0"] == GIB
     assert "gpu:1" not in found, "what a chip shares with the host is counted there"
@@ -211,6 +214,7 @@ def test_of_a_gpu_in_mig_mode_models_may_take_what_the_instance_has_that_cuda_gi
     )
     box.monitor.take(0, {"gpu.0.memory.free": 20 * GIB, "gpu.1.memory.free": 20 * GIB}, gpus=gpus)
     assert box.health.gpu_capacity(0) == {"gpu:0": free * GIB, "gpu:1": 0}
+    assert box.health.gpu_most(0) == {}
 
 
 def test_processes_that_only_the_instances_list_are_found_and_none_counts_twice() -> None:

@@ -31,13 +31,17 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One reservation. `evictable`: its manifest allows that it is unloaded for another. `last_used_s` monotonic."""
+    """One reservation. `evictable`: its manifest allows that it is unloaded for another. `last_used_s` monotonic.
+
+    `settled`: it is loaded, and the numbers are measured; else it may not have taken its memory yet.
+    """
 
     owner: str
     bytes_by_device: dict[str, int]
     evictable: bool = False
     required: bool = False
     in_use: bool = False
+    settled: bool = False
     last_used_s: float = 0.0
 
 
@@ -80,10 +84,16 @@ def estimate(
 
 
 class MemoryBudget:
-    """The ledger. `capacity` is what may be booked on each device; a device that is not in it is not counted."""
+    """The ledger. `capacity` is what may be booked on each device; a device that is not in it is not counted.
 
-    def __init__(self, capacity: Mapping[str, int]) -> None:
+    It was measured when nothing was loaded, and other programs come and go: see `look`. `most`: what could be booked if they held
+    nothing; by default they never do.
+    """
+
+    def __init__(self, capacity: Mapping[str, int], most: Mapping[str, int] | None = None) -> None:
         self.capacity = dict(capacity)
+        self._first = dict(capacity)
+        self._most = {device: max(nbytes, (most or {}).get(device, 0)) for device, nbytes in capacity.items()}
         self._held: dict[str, Held] = {}
 
     @property
@@ -112,6 +122,15 @@ class MemoryBudget:
         """Bytes that can still be reserved there; never negative, also when a correction took more than there was."""
         return max(0, self.capacity[device] - self.booked(device))
 
+    def look(self, room_bytes: Mapping[str, int]) -> None:
+        """Book by what there is room for now beside what is loaded, where that is more than at first: others gave memory back.
+
+        Never by less: what was unloaded a moment ago may not have arrived yet. What is still loading comes out of the room.
+        """
+        for device, first in self._first.items():
+            settled = sum(held.bytes_by_device.get(device, 0) for held in self._held.values() if held.settled)
+            self.capacity[device] = min(max(first, settled + room_bytes.get(device, 0)), self._most[device])
+
     def reserve(
         self, owner: str, need: Need, *, evictable: bool = False, required: bool = False
     ) -> Reserved | Evict | Refused:
@@ -122,7 +141,7 @@ class MemoryBudget:
         if not missing:
             self._held[owner] = Held(owner, dict(need.bytes_by_device), evictable=evictable, required=required)
             return Reserved(owner)
-        hopeless = any(need.bytes_by_device[device] > self.capacity[device] for device in missing)
+        hopeless = any(need.bytes_by_device[device] > self._most[device] for device in missing)
         return self._evictions(need) or Refused(self._refusal(need, missing), hopeless)
 
     def fits(self, need: Need) -> bool:
@@ -163,8 +182,10 @@ class MemoryBudget:
         device = max(missing, key=lambda name: missing[name])
         text = f"needs {size(need.bytes_by_device[device])} on {device}, {size(self.free(device))} free"
         helping = [held for held in self._held.values() if held.bytes_by_device.get(device, 0) >= missing[device]]
+        if need.bytes_by_device[device] > self._most[device]:
+            return f"{text}: more than the {size(self._most[device])} that may be used there at all"
         if need.bytes_by_device[device] > self.capacity[device]:
-            return f"{text}: more than the {size(self.capacity[device])} that may be used there at all"
+            return f"{text}: other programs hold more than they leave: end some, and it is loaded"
         if helping:
             smallest = min(helping, key=lambda held: (held.in_use or held.required, held.bytes_by_device[device]))
             return f"{text}: unload {smallest.owner} ({size(smallest.bytes_by_device[device])})?"
@@ -175,7 +196,7 @@ class MemoryBudget:
         held = self._held.get(owner)
         if held is not None:
             kept = {**held.bytes_by_device, **{device: max(0, nbytes) for device, nbytes in measured.items()}}
-            self._held[owner] = msgspec.structs.replace(held, bytes_by_device=kept)
+            self._held[owner] = msgspec.structs.replace(held, bytes_by_device=kept, settled=True)
 
     def used(self, owner: str, now: float, *, in_use: bool) -> None:
         """It has requests now, or had its last one at `now`."""

@@ -31,6 +31,9 @@ from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S = 10.0
+"""How often it is seen whether other programs have given back the memory that a model waits for."""
+
 
 class Manager:
     """The models. `start` loads what the configuration says, in the background; `close` drains and unloads all."""
@@ -265,19 +268,24 @@ class Manager:
         while True:
             self._room.clear()
             now = time.monotonic()
-            pauses = [
-                (pause_s, model, generation)
+            waiting = [
+                (model, generation)
                 for model in self._models.values()
                 for key, generation in model.generations.items()
-                if key in model.aspired and (pause_s := generation.memory_pause_s(now)) is not None
+                if key in model.aspired and generation.waits_for_memory
             ]
-            if not pauses:
+            if not waiting:
                 return
-            pause_s, model, generation = min(pauses, key=lambda entry: entry[0])
+            pauses = [
+                (pause_s, model, generation)
+                for model, generation in waiting
+                if (pause_s := generation.memory_pause_s(now)) is not None
+            ]
+            pause_s, model, generation = min(pauses, key=lambda entry: entry[0], default=(LOOK_AGAIN_S, *waiting[0]))
             if pause_s > 0:
-                # another one may fit sooner
+                # another one may fit sooner; and nobody tells us of memory that other programs give back
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
+                    async with asyncio.timeout(min(pause_s, LOOK_AGAIN_S)):
                         await self._room.wait()
                 continue
             generation.again()

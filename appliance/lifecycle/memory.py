@@ -7,7 +7,8 @@ model may go is the core's decision; the unload itself is done by a callable of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -39,6 +40,13 @@ def host_capacity(reserve_mb: int) -> int:
     available: int = psutil.virtual_memory().available
     room = memory_limits().room_bytes
     return max(0, (available if room is None else min(available, room)) - reserve_mb * MIB)
+
+
+def host_most(reserve_mb: int) -> int:
+    """What models could take of this host if nothing else ran on it, in bytes."""
+    total: int = psutil.virtual_memory().total
+    limit = memory_limits().tightest_bytes
+    return max(0, (total if limit is None else min(total, limit)) - reserve_mb * MIB)
 
 
 def resident_bytes(pids: Iterable[int]) -> dict[str, int]:
@@ -73,7 +81,8 @@ class MemoryShortError(ApplianceError):
 class ModelMemory:
     """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so.
 
-    `integrated`: the devices without memory of their own; what models need there is booked on the host.
+    `integrated`: the devices without memory of their own; what models need there is booked on the host. `room`: what is free
+    now by device, for models, as seen after that monotonic time; a device of which nothing newer is known is left out.
     """
 
     def __init__(
@@ -84,12 +93,15 @@ class ModelMemory:
         peaks: Path,
         measure: Callable[[Iterable[int]], dict[str, int]] = resident_bytes,
         integrated: frozenset[str] = frozenset(),
+        room: Callable[[float], Mapping[str, int]] = lambda _: {},
     ) -> None:
         self.budget = budget
         self._events = events
         self._file = peaks
         self._measure = measure
         self._integrated = integrated
+        self._room = room
+        self._settled_s = 0.0
         self._peaks = self._read()
         self._usage: Callable[[], Iterable[Usage]] = tuple
         self._evict: Callable[[str, str], Awaitable[None]] = _nobody_unloads
@@ -130,6 +142,7 @@ class ModelMemory:
         while True:
             for other, last_used_s, in_use in self._usage():
                 self.budget.used(other, last_used_s, in_use=in_use)
+            self.budget.look(self._room(self._settled_s))
             match self.budget.reserve(owner, need, evictable=evictable):
                 case Reserved():
                     return
@@ -154,6 +167,11 @@ class ModelMemory:
             self._evicting -= 1
         self._tell_freed()
 
+    def fits(self, key: str, *, device: str, file_bytes: int, instances: int) -> bool:
+        """Whether it could be loaded now, with nobody unloaded for it."""
+        self.budget.look(self._room(self._settled_s))
+        return self.budget.fits(self.need(key, device=device, file_bytes=file_bytes, instances=instances))
+
     def need(self, key: str, *, device: str, file_bytes: int, instances: int) -> Need:
         """What a version will need: by its kept peak, else by its file."""
         place = HOST if device in self._integrated else device
@@ -174,6 +192,7 @@ class ModelMemory:
         found = self._measure(pids)
         before_bytes = {device: self.budget.booked(device) for device in self.budget.capacity}
         self.budget.correct(owner, found)
+        self._settled_s = time.monotonic()
         if any(self.budget.booked(device) < nbytes for device, nbytes in before_bytes.items()):
             self._tell_freed()
         before = self._peaks.pop(key, {})

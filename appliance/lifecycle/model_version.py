@@ -153,8 +153,9 @@ class ModelVersion:
         if self._memory is None or not self.waits_for_memory:
             return None
         key, device, file_bytes = self._size()
-        need = self._memory.need(key, device=device, file_bytes=file_bytes, instances=self.manifest.worker.instances)
-        return max(0.0, self._memory_retry_s - now) if self._memory.budget.fits(need) else None
+        instances = self.manifest.worker.instances
+        fits = self._memory.fits(key, device=device, file_bytes=file_bytes, instances=instances)
+        return max(0.0, self._memory_retry_s - now) if fits else None
 
     def again(self) -> None:
         """From waiting for memory to NEW: it is tried again."""

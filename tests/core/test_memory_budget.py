@@ -27,6 +27,29 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_suggestion() -> None:
     assert not budget.fits(Need({HOST: 800_000_001}))
 
 
+def test_it_books_by_what_there_is_now_where_that_is_more_and_never_by_less_than_at_first() -> None:
+    budget = MemoryBudget({HOST: 100, GPU: 50}, {HOST: 300})
+    assert budget.reserve("a", Need({HOST: 200})) == Refused(
+        "needs 0 MB on host, 0 MB free: other programs hold more than they leave: end some, and it is loaded"
+    )
+    budget.look({HOST: 250})
+    assert isinstance(budget.reserve("a", Need({HOST: 200})), Reserved)
+    # what is loading may not have taken its memory yet, so it comes out of the room
+    budget.look({HOST: 250})
+    assert (budget.capacity[HOST], budget.free(HOST)) == (250, 50)
+    budget.correct("a", {HOST: 200})
+    budget.look({HOST: 60})
+    assert (budget.capacity[HOST], budget.free(HOST)) == (260, 60)
+    budget.look({HOST: 1000, GPU: 1000, "gpu:7": 1000})
+    assert budget.capacity == {HOST: 300, GPU: 50}, "nothing beyond what there is at all"
+    budget.release("a")
+    budget.look({HOST: 10})
+    assert budget.capacity[HOST] == 100, "what was unloaded a moment ago may not have arrived"
+    refused = budget.reserve("b", Need({HOST: 301}))
+    assert isinstance(refused, Refused)
+    assert refused.hopeless
+
+
 def test_the_least_recently_used_that_may_go_goes_and_nobody_in_vain() -> None:
     budget = MemoryBudget({HOST: 100, GPU: 100})
     for owner, need, evictable, required in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ async def test_a_real_model_is_evicted_for_another_and_what_may_not_go_is_refuse
 class Crowd:
     """Real models that do not all fit at once, with and without somebody who gives memory back."""
 
-    def __init__(self, folder: Path, capacity: int = WORKER_BYTES + MIB, **evictable: bool) -> None:
+    def __init__(self, folder: Path, capacity: int = WORKER_BYTES + MIB, most: int = 0, **evictable: bool) -> None:
         for name, may_go in evictable.items():
             (folder / "models" / name / "1").mkdir(parents=True)
             (folder / "models" / name / "model.toml").write_text(
@@ -160,7 +161,8 @@ class Crowd:
         bus.subscribe(self.events.append)
         # with the spare on top it fits the next time, too
         self.weighs = WORKER_BYTES * 9 // 10
-        self.budget = MemoryBudget({HOST: capacity})
+        self.budget = MemoryBudget({HOST: capacity}, {HOST: most})
+        self.room: dict[str, int] = {}
         self.manager = Manager(
             Repository(folder / "models"),
             self.supervisor,
@@ -173,6 +175,7 @@ class Crowd:
                 bus,
                 peaks=folder / "peaks.json",
                 measure=lambda pids: {HOST: self.weighs * len(list(pids))},
+                room=lambda since_s: self.room,
             ),
         )
 
@@ -192,20 +195,30 @@ class Crowd:
     async def looked(self) -> None:
         """Until what waits was looked at, and does not fit."""
         assert self.manager._waiting is not None
-        await asyncio.wait_for(asyncio.shield(self.manager._waiting), 10)
+        async with asyncio.timeout(20):
+            while self.manager._room.is_set() and not self.manager._waiting.done():  # noqa: ASYNC110  its own flag
+                await asyncio.sleep(0)
 
     def told(self, topic: str) -> list[str]:
         return [str(event.data.get("model", event.data.get("owner"))) for event in self.events if event.topic == topic]
 
 
+@asynccontextmanager
+async def crowd_of(folder: Path, capacity: int = WORKER_BYTES + MIB, most: int = 0) -> AsyncIterator[Crowd]:
+    made = Crowd(folder, capacity, most, first=False, second=False, third=True)
+    try:
+        yield made
+    finally:
+        await made.manager.close(1.0)
+        made.supervisor.close()
+    assert made.budget.held == ()
+
+
 @pytest.fixture
 async def crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Crowd]:
     monkeypatch.setattr("appliance.lifecycle.model_version.MEMORY_PAUSE_S", 0.01)
-    made = Crowd(tmp_path, first=False, second=False, third=True)
-    yield made
-    await made.manager.close(1.0)
-    made.supervisor.close()
-    assert made.budget.held == ()
+    async with crowd_of(tmp_path) as made:
+        yield made
 
 
 async def test_a_version_that_did_not_fit_is_loaded_when_memory_is_given_back(crowd: Crowd) -> None:
@@ -224,19 +237,40 @@ async def test_a_version_that_did_not_fit_is_loaded_when_memory_is_given_back(cr
     assert crowd.told("memory.retried") == ["second"]
 
 
-async def test_a_measured_drop_is_memory_given_back_too(crowd: Crowd) -> None:
-    crowd.budget.capacity[HOST] = 2 * WORKER_BYTES
-    # the second one is loaded while the first one is booked with more than it will turn out to take
-    crowd.weighs = WORKER_BYTES // 2
-    await crowd.load("first")
-    crowd.budget.correct(crowd.budget.held[0].owner, {HOST: 2 * WORKER_BYTES})
-    with pytest.raises(ApplianceError, match="waits for memory"):
+async def test_a_measured_drop_is_memory_given_back_too(tmp_path: Path) -> None:
+    async with crowd_of(tmp_path, 2 * WORKER_BYTES) as crowd:
+        # the second one is loaded while the first one is booked with more than it will turn out to take
+        crowd.weighs = WORKER_BYTES // 2
+        await crowd.load("first")
+        crowd.budget.correct(crowd.budget.held[0].owner, {HOST: 2 * WORKER_BYTES})
+        with pytest.raises(ApplianceError, match="waits for memory"):
+            await crowd.load("second")
+        await crowd.looked()
+        version = crowd.manager.resolve(ModelName("first"), Version(""))
+        assert crowd.manager.memory is not None
+        crowd.manager.memory.measured(version.owner, "first", [1])
+        await crowd.ready("second")
+
+
+async def test_memory_that_other_programs_give_back_is_noticed_without_a_word_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.lifecycle.model_version.MEMORY_PAUSE_S", 0.01)
+    monkeypatch.setattr("appliance.lifecycle.manager.LOOK_AGAIN_S", 0.01)
+    async with crowd_of(tmp_path, MIB, 10 * WORKER_BYTES) as crowd:
+        with pytest.raises(
+            ApplianceError, match="other programs hold more than they leave: end some, and it is loaded"
+        ):
+            await crowd.load("first")
+        await crowd.looked()
+        assert crowd.told("memory.retried") == []
+        crowd.room = {HOST: 2 * WORKER_BYTES}
+        await crowd.ready("first")
+        crowd.room = {HOST: WORKER_BYTES + MIB}
         await crowd.load("second")
-    await crowd.looked()
-    version = crowd.manager.resolve(ModelName("first"), Version(""))
-    assert crowd.manager.memory is not None
-    crowd.manager.memory.measured(version.owner, "first", [1])
-    await crowd.ready("second")
+        crowd.room = {HOST: MIB}
+        with pytest.raises(ApplianceError, match="waits for memory"):
+            await crowd.load("third")
 
 
 async def test_a_try_of_its_own_accord_unloads_nobody(crowd: Crowd) -> None:
@@ -269,12 +303,12 @@ async def test_what_is_unloaded_waits_no_longer(crowd: Crowd) -> None:
     assert crowd.state("second")[0] == "UNAVAILABLE"
 
 
-async def test_what_never_fits_does_not_wait(crowd: Crowd) -> None:
-    crowd.budget.capacity[HOST] = MIB
-    with pytest.raises(ApplianceError, match="more than the 1 MB that may be used there at all") as refused:
-        await crowd.load("first")
-    assert refused.value.code is ErrorCode.INVALID_ARGUMENT
-    assert crowd.state("first")[1].startswith("it does not fit into memory")
+async def test_what_never_fits_does_not_wait(tmp_path: Path) -> None:
+    async with crowd_of(tmp_path, MIB) as crowd:
+        with pytest.raises(ApplianceError, match="more than the 1 MB that may be used there at all") as refused:
+            await crowd.load("first")
+        assert refused.value.code is ErrorCode.INVALID_ARGUMENT
+        assert crowd.state("first")[1].startswith("it does not fit into memory")
 
 
 async def test_an_engine_that_found_no_memory_is_tried_again_each_time_later(
