@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from appliance.lifecycle.repository import ModelFolder
 from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 10.0
+"""How often it is seen whether an engine that waits for memory fits now."""
 
 
 class Generations(Protocol):
@@ -94,21 +98,32 @@ class Builds:
         model.refresh()
         if candidate.state is ModelState.FAILED:
             return
+        while not await self._switch(model, replaced, candidate):
+            await self._room(candidate)
+            candidate.again()
+        await self._reconcile(model)
+
+    async def _switch(self, model: Model, replaced: str, candidate: ModelVersion) -> bool:
+        """Let it serve in the other's place if it comes up; False if it only waits for memory beside what serves."""
         async with model.lock:
             if replaced not in model.aspired:
                 await candidate.stop(0)
-                return
+                return True
             async with self._loads:
                 await candidate.start()
-            if candidate.state is not ModelState.READY:
+            if candidate.state is ModelState.READY:
+                model.candidates.pop(candidate.number, None)
+                model.generations[candidate.generation] = candidate
+                model.aspired = model.aspired - {replaced} | {candidate.generation}
+            elif not candidate.waits_for_memory:
                 await self._discard(model, candidate)
-                model.refresh()
-                return
-            model.candidates.pop(candidate.number, None)
-            model.generations[candidate.generation] = candidate
-            model.aspired = model.aspired - {replaced} | {candidate.generation}
             model.refresh()
-        await self._reconcile(model)
+            return not candidate.waits_for_memory
+
+    async def _room(self, candidate: ModelVersion) -> None:
+        """Until it is worth another try. Nothing hurries: the model serves without it."""
+        while (pause_s := candidate.memory_pause_s(time.monotonic())) != 0:  # noqa: ASYNC110  other programs tell us nothing
+            await asyncio.sleep(LOOK_AGAIN_S if pause_s is None else pause_s)
 
     async def _discard(self, model: Model, failed: ModelVersion) -> None:
         """Have an engine made anew, next time it is wanted, that does not load here any more."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from appliance.config import RepositoryConfig, WorkersConfig
+from appliance.core.memory_budget import HOST, MIB, WORKER_BYTES, MemoryBudget, Need
 from appliance.core.request import ModelName, Version
 from appliance.core.states import ModelState
 from appliance.lifecycle.compiler import Artifact
 from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.memory import ModelMemory
 from appliance.lifecycle.repository import Repository
 from appliance.observability.events import Event, EventBus
 from appliance.workers.supervisor import Supervisor
@@ -24,10 +26,14 @@ STALE = Artifact("onnxruntime", "/nowhere/model.plan", "stale", "better", verifi
 """An engine whose file the library does not take."""
 
 
+def weigh(pids: Iterable[int]) -> dict[str, int]:
+    return {HOST: WORKER_BYTES * len(list(pids))}
+
+
 class Box:
     """A manager with one loopback model, and what it published."""
 
-    def __init__(self, folder: Path, compiler: FakeCompiler) -> None:
+    def __init__(self, folder: Path, compiler: FakeCompiler, memory: MemoryBudget | None = None) -> None:
         (folder / "echo" / "1").mkdir(parents=True)
         (folder / "echo" / "model.toml").write_text('engine = "loopback"\n[parameters]\nshape = "4"\n')
         self.events = EventBus()
@@ -41,6 +47,9 @@ class Box:
             workers=WorkersConfig(crash_limit=1),
             drain_timeout_s=5,
             compiler=compiler,
+            memory=ModelMemory(memory, self.events, peaks=folder.parent / "peaks.json", measure=weigh)
+            if memory
+            else None,
         )
 
     async def until(self, true: Callable[[], bool]) -> None:
@@ -76,11 +85,11 @@ class Box:
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Callable[[FakeCompiler], Box]]:
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., Box]]:
     boxes: list[Box] = []
 
-    def made(compiler: FakeCompiler) -> Box:
-        boxes.append(Box(tmp_path, compiler))
+    def made(compiler: FakeCompiler, memory: MemoryBudget | None = None) -> Box:
+        boxes.append(Box(tmp_path / "models", compiler, memory))
         boxes[-1].supervisor.start()
         boxes[-1].supervisor.watch()
         return boxes[-1]
@@ -92,7 +101,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[[FakeCompiler], Box]]:
 
 
 async def test_an_engine_that_does_not_load_any_more_is_discarded_and_made_anew_while_the_model_serves(
-    make: Callable[[FakeCompiler], Box],
+    make: Callable[..., Box],
 ) -> None:
     box = make(FakeCompiler(STALE, made=GOOD))
     await box.manager.load(ECHO)
@@ -105,7 +114,7 @@ async def test_an_engine_that_does_not_load_any_more_is_discarded_and_made_anew_
 
 
 async def test_where_it_cannot_be_made_anew_the_model_goes_on_as_it_is_and_says_why(
-    make: Callable[[FakeCompiler], Box],
+    make: Callable[..., Box],
 ) -> None:
     box = make(FakeCompiler(STALE, made="there is no GPU"))
     box.compiler.release.set()
@@ -116,7 +125,7 @@ async def test_where_it_cannot_be_made_anew_the_model_goes_on_as_it_is_and_says_
 
 
 async def test_an_engine_whose_worker_keeps_dying_is_replaced_by_the_model_as_it_is(
-    make: Callable[[FakeCompiler], Box],
+    make: Callable[..., Box],
 ) -> None:
     box = make(FakeCompiler(GOOD))
     await box.manager.load(ECHO)
@@ -131,7 +140,7 @@ async def test_an_engine_whose_worker_keeps_dying_is_replaced_by_the_model_as_it
 
 
 async def test_an_engine_that_was_built_and_does_not_load_is_discarded_and_nothing_changes(
-    make: Callable[[FakeCompiler], Box],
+    make: Callable[..., Box],
 ) -> None:
     box = make(FakeCompiler(None, made=STALE))
     await box.manager.load(ECHO)
@@ -139,3 +148,34 @@ async def test_an_engine_that_was_built_and_does_not_load_is_discarded_and_nothi
     await box.until(lambda: "FAILED" in box.reason and bool(box.compiler.discarded))
     assert box.serving == "as it is"
     assert box.manager.models[ECHO].generations[next(iter(box.manager.models[ECHO].aspired))].state is ModelState.READY
+
+
+async def test_an_engine_that_was_built_and_finds_no_memory_beside_what_serves_waits_for_it_and_then_serves(
+    make: Callable[..., Box], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.lifecycle.builds.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("appliance.lifecycle.model_version.MEMORY_PAUSE_S", 0.01)
+    memory = MemoryBudget({HOST: 2 * WORKER_BYTES + MIB})
+    memory.reserve("somebody else", Need({HOST: WORKER_BYTES}))
+    box = make(FakeCompiler(None, made=GOOD), memory)
+    await box.manager.load(ECHO)
+    box.compiler.release.set()
+    await box.until(lambda: "waits for memory" in box.reason)
+    assert box.serving == "as it is"
+    memory.release("somebody else")
+    await box.until(lambda: box.serving == "good")
+    assert (box.compiler.builds, box.compiler.discarded) == (1, [])
+    assert [held.owner.partition("/")[0] for held in memory.held] == ["echo"]
+
+
+async def test_an_engine_that_waits_for_memory_waits_no_longer_when_its_model_is_unloaded(
+    make: Callable[..., Box],
+) -> None:
+    memory = MemoryBudget({HOST: WORKER_BYTES + MIB})
+    box = make(FakeCompiler(None, made=GOOD), memory)
+    await box.manager.load(ECHO)
+    box.compiler.release.set()
+    # it could never fit beside the other, but would alone
+    await box.until(lambda: "waits for memory" in box.reason)
+    await box.manager.unload(ECHO)
+    assert (memory.held, box.serving) == ((), "")
