@@ -24,6 +24,14 @@ except ImportError:  # an installation without a GPU: `probe` says so
     driver = None
 
 
+LOST = "the GPU is lost to this process: "
+NO_DEVICE = 100
+NO_DEVICE_WORDS = (
+    "the NVIDIA driver knows no device "
+    "(is it hidden by CUDA_VISIBLE_DEVICES, or not passed through to this container or machine?)"
+)
+
+
 class DeviceFacts(msgspec.Struct, frozen=True):
     """A GPU as its driver describes it. `cuda` is the newest CUDA that the installed driver can do ("13.4")."""
 
@@ -44,7 +52,7 @@ def failure(call: str, code: int) -> EngineError:
     said = text.decode(errors="replace") if not status and text else "no description"
     words = f"{call}: {name} ({code}), {said}"
     if code in FAULTS:
-        return DeviceFaultError(f"the GPU is lost to this process: {words}")
+        return DeviceFaultError(f"{LOST}{words}")
     return OutOfMemoryError(words) if code == OUT_OF_MEMORY else EngineError(words)
 
 
@@ -63,7 +71,7 @@ def probe() -> int:
     if driver is None:
         raise MissingError("the Python package cuda-bindings is not installed: install appliance[gpu]")
     try:
-        _got("cuInit", driver.cuInit(0))
+        _began(int(driver.cuInit(0)[0]))
     except EngineError:
         raise
     except RuntimeError as error:  # the binding's own way to say that it finds no libcuda.so.1, or an odd one
@@ -71,8 +79,20 @@ def probe() -> int:
         raise MissingError(f"no NVIDIA driver on this machine: libcuda.so.1 cannot be used ({words})") from error
     count = int(_got("cuDeviceGetCount", driver.cuDeviceGetCount()))
     if count == 0:
-        raise MissingError("the NVIDIA driver knows no device (is it hidden by CUDA_VISIBLE_DEVICES?)")
+        raise MissingError(NO_DEVICE_WORDS)
     return count
+
+
+def _began(code: int) -> None:
+    """What `cuInit` says. Nothing ran on a device yet, so none can have been lost to us: it is one that cannot be had."""
+    if code == NO_DEVICE:
+        raise MissingError(NO_DEVICE_WORDS)
+    if code:
+        error = failure("cuInit", code)
+        words = str(error).removeprefix(LOST)
+        raise (
+            error if isinstance(error, OutOfMemoryError) else MissingError(f"the NVIDIA driver cannot be used: {words}")
+        )
 
 
 def facts(index: int) -> DeviceFacts:

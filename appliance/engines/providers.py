@@ -97,6 +97,11 @@ def device(session: Any, asked: str) -> str:
     return f"cuda:{asked.partition(':')[2] or '0'}"
 
 
+def copies(session: Any) -> bool:
+    """Whether the library copies inputs to another device; on the processor it runs with them where they lie."""
+    return any(provider != CPU for provider in session.get_providers())
+
+
 def refused(session: Any, device: str) -> str:
     """Why a session does not run on the device after all, in words; empty if at least one node really does."""
     if device == "cpu":

@@ -19,6 +19,7 @@ from appliance.engines.base import (
     EngineError,
     EngineOptions,
     EngineTensor,
+    MissingError,
     OutOfMemoryError,
     OutputMismatchError,
 )
@@ -326,6 +327,23 @@ def test_a_plan_that_cannot_be_read_is_refused_without_its_path(stub: Stub, tmp_
 def test_a_device_that_is_not_there_is_named_with_those_that_are(load: Load) -> None:
     with pytest.raises(EngineError, match="there is no cuda:3: this machine has 1, from cuda:0 to cuda:0"):
         load(device="cuda:3")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (100, "knows no device .*CUDA_VISIBLE_DEVICES"),
+        (999, r"cannot be used: cuInit: .*UNKNOWN \(999\)"),
+        (803, "MISMATCH"),
+    ],
+)
+def test_a_driver_that_does_not_begin_is_missing_and_no_device_was_lost(
+    load: Load, stub: Stub, code: int, words: str
+) -> None:
+    stub.fail(f"cuInit={code}")
+    with pytest.raises(MissingError, match=words):
+        load(**AFFINE)
+    assert stub.leaked() == {}
 
 
 @pytest.mark.parametrize(
