@@ -64,6 +64,7 @@ class CommandService:
     def __init__(self, box: Box, restart: str, ready_timeout_s: float) -> None:
         self._program = box.program / "bin" / "appliance"
         self._restart = restart
+        self._failed: list[str] = []
         self._start_timeout_s = max(1.0, ready_timeout_s)
         self._ask_timeout_s = max(1.0, min(ASK_TIMEOUT_S, ready_timeout_s))
 
@@ -87,10 +88,17 @@ class CommandService:
                 timeout=self._ask_timeout_s,
                 check=False,
             )
-            answered = json.loads(asked.stdout)["status"]
-        except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+            document = json.loads(asked.stdout)
+            answered = document["status"]
+            failed = [model for model in document["models"] if model["state"] == "FAILED"]
+            self._failed = [f"{model['name']}: {model['reason']}" for model in failed]
+        except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
             return False
         return asked.returncode == 0 and bool(answered["ready"]) and answered["version"] == version
+
+    def trouble(self) -> str:
+        """The models that had failed when it was last asked, with their reasons."""
+        return f" ({'; '.join(self._failed)})" if self._failed else ""
 
     def _call(self, *verb: str) -> None:
         from appliance.release import running
@@ -162,8 +170,16 @@ def create(
     with _words():
         sign = signing.signer(key)
         files = bundle.collect(rooms)
+        _check_release(files, version)
         if configuration is not None:
             files["configuration/appliance.toml"] = configuration
+        if not files:
+            raise CommandError(
+                Exit.USAGE,
+                "USAGE",
+                "the bundle would be empty",
+                "say --release, --models, --engines or --configuration",
+            )
         made = bundle.create(
             output,
             files,
@@ -271,7 +287,7 @@ def status(root: Root = Path("/"), as_json: JSON = False) -> None:
             # one of models only, or somebody has used dpkg since
             typer.echo(f"last bundle: {last.version}")
         kept = next((done.previous for done in (last, *reversed(state.before)) if done.version == release), "")
-        if kept not in ("", release):
+        if kept not in ("", release) and _holds(box, kept):
             typer.echo(f"kept: {kept}")
     if state.floor:
         typer.echo(f"nothing older than {state.floor} is installed unasked")
@@ -288,6 +304,15 @@ def _release(box: Box) -> str:
     if by_slot or box.root != Path("/") or not shutil.which("dpkg-query"):
         return by_slot
     return Packages(box).current()
+
+
+def _holds(box: Box, version: str) -> bool:
+    """Whether that release could be gone back to."""
+    from appliance.release.debian import Packages
+    from appliance.release.slots import Slots
+
+    slots = Slots(box)
+    return slots.holds(version) if slots.current() else Packages(box).holds(version)
 
 
 def _installer(root: Path, kind: str, restart: str, ready_timeout_s: float) -> Installer:
@@ -327,6 +352,22 @@ def _kind(files: dict[str, Path]) -> Literal["deb", "wheels", "models"]:
     if not names:
         return "models"
     return "deb" if any(name.endswith(".deb") for name in names) else "wheels"
+
+
+def _check_release(files: dict[str, Path], version: str) -> None:
+    """A release of another version than the bundle's would be refused by every box: say so where it is made."""
+    from appliance.release.debian import version_of
+    from appliance.release.errors import BundleError
+
+    for name, path in files.items():
+        if name.startswith("release/") and name.endswith(".deb"):
+            found = version_of(path)
+        elif name.startswith("release/appliance-") and name.endswith(".whl"):
+            found = path.name.split("-")[1]
+        else:
+            continue
+        if found not in ("", version):
+            raise BundleError(f"--version says {version}, and {path.name} is release {found}", "say that version")
 
 
 def _tell(manifest: Manifest, more: dict[str, str | None], as_json: bool) -> None:

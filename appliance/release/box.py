@@ -70,6 +70,7 @@ class State(msgspec.Struct, frozen=True):
 
     `floor`: nothing older is installed without being told to. `before`: what `current` replaced, oldest first, back to the last
     release before. `kept`: the SHA-256 of each package that was kept, by release; one that an administrator put there has none.
+    `failed`: a first release that never became ready. It is in place, there being no other, and no way back leads to it.
     """
 
     floor: str = ""
@@ -77,6 +78,7 @@ class State(msgspec.Struct, frozen=True):
     pending: Installed | None = None
     before: tuple[Installed, ...] = ()
     kept: dict[str, str] = {}
+    failed: str = ""
 
 
 def read_state(box: Box) -> State:

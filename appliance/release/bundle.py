@@ -74,6 +74,8 @@ def open_bundle(path: Path, verify: Verify) -> Iterator[Reader]:
         if path.name.endswith(parts.SUFFIX):
             index = parts.read_index(path, verify)
             source: BinaryIO = cast(BinaryIO, io.BufferedReader(parts.PartsStream(index, path.parent), 1 << 20))
+        elif parts.NUMBERED.search(path.name):
+            raise BundleError(f"{path.name} is one part of a bundle", f"name the file that ends in {parts.SUFFIX}")
         else:
             source = path.open("rb")
     except OSError as error:

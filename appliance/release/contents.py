@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from appliance.release.manifest import File, Manifest
 
 def check(box: Box, manifest: Manifest) -> None:
     """BundleError, before anything is changed, if a model's version is on the box with other files."""
+    elsewhere = _other_models(box)
+    if elsewhere and manifest.room("models"):
+        raise BundleError(
+            f"the models of this box are in {elsewhere} ([repository] path), and a bundle puts its models into {box.models}",
+            f"let {box.models} be a link of root's to that folder, and [repository] path name {box.models}",
+        )
     for file in manifest.room("models"):
         place = _place(box, file)
         if _is_version(file) and place.exists() and digest(place) != file.sha256:
@@ -89,6 +96,18 @@ def digest(path: str | Path, folder: int | None = None) -> str:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return ""
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _other_models(box: Box) -> str:
+    """Where the configuration says that models are, if that is another folder than the one of bundles."""
+    try:
+        said = tomllib.loads(box.config.read_text()).get("repository", {}).get("path", "")
+    except (OSError, ValueError, AttributeError):
+        return ""  # there is none yet, or the appliance will say what is wrong with it
+    if not isinstance(said, str) or not Path(said).is_absolute():
+        return ""
+    place = box.root / said.lstrip("/")
+    return "" if place.resolve() == box.models.resolve() else said
 
 
 def _whole_versions(manifest: Manifest) -> list[File]:

@@ -7,6 +7,7 @@ The caller holds the folder of releases (`box.hold_releases`), so only root can 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
@@ -41,8 +42,8 @@ class Packages:
         packages = list((unpacked / "release").glob("*.deb"))
         if len(packages) != 1:
             raise BundleError(f"the bundle has {len(packages)} packages, one is right", "get another bundle")
-        found = _run("dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(packages[0])).stdout.strip()
-        if _release(found) != f"{PACKAGE} {version}":
+        found = version_of(packages[0])
+        if found != version:
             raise BundleError(
                 f"the bundle says release {version}, and its package says {found!r}", "get another bundle"
             )
@@ -80,6 +81,14 @@ class Packages:
 
     def _package(self, version: str) -> Path:
         return self._folder / f"{version}.deb"
+
+
+def version_of(package: Path) -> str:
+    """The release that a package file says it is; what it is instead, if it is none of ours; empty where there is no dpkg."""
+    if shutil.which("dpkg-deb") is None:
+        return ""
+    found = _run("dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(package)).stdout.strip()
+    return _release(found).removeprefix(f"{PACKAGE} ") or "no Debian package"
 
 
 def _digest(path: Path) -> str:

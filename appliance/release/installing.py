@@ -67,6 +67,9 @@ class Service(Protocol):
     def ready(self, version: str) -> bool:
         """Whether that release answers and says that it is ready."""
 
+    def trouble(self) -> str:
+        """What it said of models that failed when it was last asked, to be put behind a sentence; empty if nothing."""
+
 
 class RolledBackError(BundleError):
     """The new release did not become ready; the one before is in place again."""
@@ -106,7 +109,8 @@ class Installer:
                 f"the installation of {state.pending.version} was cut off", "`appliance bundle rollback` takes it back"
             )
         # models have their own versions: a bundle of nothing else is never older than a release
-        floor = "" if manifest.kind == "models" else _newer(state.floor, self._release.current())
+        runs = self._release.current()
+        floor = "" if manifest.kind == "models" else _newer(state.floor, "" if runs == state.failed else runs)
         check_fit(manifest, this_box(self._box.root), floor, allow_older=allow_older)
         contents.check(self._box, manifest)
         shutil.rmtree(self._box.incoming, ignore_errors=True)
@@ -156,7 +160,8 @@ class Installer:
         return back
 
     def _try(self, manifest: Manifest, state: State, floor: str) -> Installed:
-        previous = self._release.current()
+        runs = self._release.current()
+        previous = "" if runs == state.failed else runs
         models_only = manifest.kind == "models"
         # the same release again, for its models or after a cut: going back leads to where that one led
         again = not models_only and previous == manifest.version
@@ -169,22 +174,22 @@ class Installer:
             write_state(self._box, msgspec.structs.replace(state, pending=tried))
 
         remember(tried)
-        wanted = previous if models_only else manifest.version
+        wanted = runs if models_only else manifest.version
         try:
             remember(contents.put(self._box, manifest, self._box.incoming, self._note, remember))
-            if wanted != previous:
+            if wanted != runs:
                 self._release.switch(wanted, state.kept.get(wanted, ""))
             first = bool(wanted) and (not previous or state.pending is not None)
             deadline = self._started(self._service.enable if first else self._service.restart)
             ready = self._wait(wanted, deadline)
-            reason = f"release {wanted} was not ready within {self._ready_timeout_s:g} s"
+            what = f"the models of bundle {manifest.version} were" if models_only else f"release {wanted} was"
+            reason = f"{what} not ready within {self._ready_timeout_s:g} s{self._service.trouble()}"
         except (BundleError, OSError) as error:
             ready, reason = False, str(error)
         if not ready:
             self._fail(tried, state, reason)
-        done = msgspec.structs.replace(
-            state, current=tried, pending=None, before=_before(state, back, models_only=models_only)
-        )
+        before = _before(state, back, models_only=models_only)
+        done = msgspec.structs.replace(state, current=tried, pending=None, before=before, failed="")
         if models_only:
             write_state(self._box, done)
             return tried
@@ -198,14 +203,19 @@ class Installer:
         left = msgspec.structs.replace(state, pending=None)
         if not tried.previous:
             contents.take_away(self._box, tried.added)
-            write_state(self._box, left)
+            write_state(self._box, msgspec.structs.replace(left, failed=self._release.current()))
             raise BundleError(
                 f"{reason}, and there is none to go back to",
                 "`journalctl -u appliance` says why; install another bundle",
             )
-        self._note(f"{reason}: going back to {tried.previous}")
+        back = "taking them away again" if tried.models_only else f"going back to {tried.previous}"
+        self._note(f"{reason}: {back}")
         deadline = self._undo(tried, tried.previous, state)
-        write_state(self._box, left)
+        current = state.current or Installed(tried.previous)
+        keep = {tried.previous, current.release, current.previous}
+        self._release.forget(keep)
+        kept = {version: digest for version, digest in state.kept.items() if version in keep}
+        write_state(self._box, msgspec.structs.replace(left, kept=kept))
         again = "answers again" if self._wait(tried.previous, deadline) else "is in place again, and is NOT ready"
         raise RolledBackError(
             f"{reason}; release {tried.previous} {again}", "`journalctl -u appliance` says why; nothing of it is left"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -20,6 +21,7 @@ from appliance.release.errors import BundleError
 from appliance.release.manifest import DIGEST, PART
 
 SUFFIX = ".parts"
+NUMBERED = re.compile(r"\.[0-9]{3,4}$")
 MAX_INDEX_BYTES = 4 << 20
 MIN_PART_BYTES = 64 << 10
 MAX_PARTS = 9_999
@@ -64,6 +66,11 @@ def split(bundle: Path, part_bytes: int, sign: Callable[[bytes], bytes]) -> Path
 
 def read_index(path: Path, verify: Verify) -> Index:
     """The index in that file; BundleError if no trusted key signed it or it breaks a rule."""
+    if not path.name.endswith(SUFFIX):
+        raise BundleError(
+            f"{path.name} is no index of parts",
+            f"name the file that ends in {SUFFIX}; a bundle in one file is copied by cp",
+        )
     try:
         with path.open("rb") as opened:
             data = opened.read(MAX_INDEX_BYTES)

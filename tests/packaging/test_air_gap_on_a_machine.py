@@ -128,9 +128,7 @@ def a_year(box: InstalledBox, desk: Desk, *, broken: str, hung: str, good: str, 
     before = bundle(box, "status")
     assert before["floor"] == "9.9.9"
     assert "9.9.9 was on this box" in bundle(box, "install", first, expect=1)["error"]["message"]
-    foreign = desk.folder / ("x.deb" if box.exists("/var/lib/dpkg/info/appliance.list") else "x.whl")
-    foreign.touch()
-    other = desk.create("other.bundle", "9.9.11", "--release", str(foreign), "--system", "debian-99")
+    other = desk.create("other.bundle", "9.9.11", "--models", str(ROOT / "models"), "--system", "debian-99")
     assert "for system debian-99" in bundle(box, "install", other, expect=1)["error"]["message"]
     stranger = desk.folder / "stranger.key"
     desk.run("bundle", "keygen", str(stranger))

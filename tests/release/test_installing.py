@@ -69,6 +69,9 @@ class PlayedService:
         self.asked += 1
         return self.runs == version and version not in self._breaks
 
+    def trouble(self) -> str:
+        return " (m: no such operator)" if self.runs in self._breaks else ""
+
 
 class House:
     def __init__(self, root: Path, running: str = "1.0.0", breaks: Collection[str] = ()) -> None:
@@ -130,7 +133,7 @@ def test_a_start_that_hangs_counts_as_time_that_the_release_had(tmp_path: Path) 
                 house.now += 10
 
     house.service = Hangs(house.release, breaks={"1.1.0"})
-    with pytest.raises(RolledBackError, match=r"not ready within 10 s; release 1\.0\.0 answers"):
+    with pytest.raises(RolledBackError, match=r"not ready within 10 s .m: no such operator.; release 1\.0\.0 answers"):
         house.install("1.1.0")
     assert house.now == 10
 
@@ -151,8 +154,14 @@ def test_a_first_release_that_breaks_or_is_cut_off_does_not_stand_in_the_way_of_
     with pytest.raises(BundleError, match="none to go back to"):
         house.install("1.0.0", MODEL)
     assert house.files() == {}
-    house.install("1.0.1", MODEL)
-    assert house.service.runs == "1.0.1"
+    assert read_state(house.box).failed == "1.0.0"
+    house.install("0.9.9", MODEL)
+    assert (house.service.runs, house.service.enabled) == ("0.9.9", True)
+    # the one that never came up is no way back
+    assert house.release.held == {"0.9.9"}
+    assert (read_state(house.box).failed, read_state(house.box).floor) == ("", "0.9.9")
+    with pytest.raises(BundleError, match="no release to go back to"):
+        house.installer().roll_back()
 
     cut = House(tmp_path / "cut", running="")
     write_state(cut.box, State("", None, Installed("1.0.0")))
@@ -187,12 +196,39 @@ def test_one_command_goes_back_and_takes_away_what_the_release_added(tmp_path: P
 
 def test_a_release_that_does_not_become_ready_is_taken_back_by_itself(tmp_path: Path) -> None:
     house = House(tmp_path, breaks={"1.1.0"})
-    with pytest.raises(RolledBackError, match=r"not ready within 10 s; release 1\.0\.0 answers again"):
+    with pytest.raises(RolledBackError, match=r"not ready within 10 s .m: no such operator.; release 1\.0\.0 answers"):
         house.install("1.1.0", MODEL)
     assert house.service.runs == "1.0.0"
-    assert house.files() == {}
+    assert (house.files(), house.release.held) == ({}, {"1.0.0"})
     assert read_state(house.box) == State()
     assert house.now == 10
+
+
+def test_models_that_do_not_become_ready_are_taken_away_and_the_release_is_not_blamed(tmp_path: Path) -> None:
+    house = House(tmp_path, breaks={"1.0.0"})
+    with pytest.raises(
+        RolledBackError, match=r"the models of bundle 7 were not ready within 10 s .m: no such operator"
+    ):
+        house.install("7", MODEL, kind="models")
+    assert house.notes[-1].endswith("taking them away again")
+    assert (house.files(), house.release.running) == ({}, "1.0.0")
+
+
+def test_a_bundle_s_models_are_refused_where_the_box_keeps_its_models_elsewhere(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.box.config.parent.mkdir(parents=True)
+    house.box.config.write_text('[repository]\npath = "/data/models"\n')
+    with pytest.raises(
+        BundleError, match=r"the models of this box are in /data/models .*a bundle puts its models into"
+    ):
+        house.install("1.1.0", MODEL)
+    assert house.service.runs == "1.0.0"
+    (tmp_path / "data").mkdir()
+    house.box.models.rmdir()
+    (tmp_path / "data/models").mkdir()
+    house.box.models.symlink_to(tmp_path / "data/models")
+    house.install("1.1.0", MODEL)
+    assert (tmp_path / "data/models/m/2/model.onnx").read_bytes() == b"two"
 
 
 def test_a_switch_that_fails_is_taken_back(tmp_path: Path) -> None:
