@@ -106,8 +106,9 @@ def _other_models(box: Box) -> str:
         return ""  # there is none yet, or the appliance will say what is wrong with it
     if not isinstance(said, str) or not Path(said).is_absolute():
         return ""
-    place = box.root / said.lstrip("/")
-    return "" if place.resolve() == box.models.resolve() else said
+    # a release that is tried below another root may run there, or outside
+    here = {(box.root / said.lstrip("/")).resolve(), Path(said).resolve()}
+    return "" if box.models.resolve() in here else said
 
 
 def _whole_versions(manifest: Manifest) -> list[File]:
