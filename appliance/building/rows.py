@@ -49,13 +49,23 @@ def same(one: Feeds, other: Feeds) -> bool:
     return all(np.array_equal(array, other[name], equal_nan=array.dtype.kind == "f") for name, array in one.items())
 
 
-def varied(row: Feeds, number: int, ranges: Mapping[str, tuple[float, float]]) -> Feeds:
-    """The row with its values in other places, by the number: what is valid for each element stays so.
+def joined(rows: Sequence[Feeds]) -> Feeds:
+    """The rows as one run."""
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    Where all are equal there are no other places: floats become smaller, integers come from between 0 and what they were, or
-    from their range; strings stay.
+
+def variations(row: Feeds, names: Sequence[str], ranges: Mapping[str, tuple[float, float]], most: int) -> list[Feeds]:
+    """The row, and up to `most` in all that differ in the inputs of those names; fewer where there are no more.
+
+    Their values stand in other places: what is valid for each element stays so. Where all are equal there are no other places:
+    numbers come from their range, or else floats become smaller, and integers lie between 0 and what they were; strings stay.
     """
-    return {name: _vary(array, number, ranges.get(name)) for name, array in row.items()}
+    found = [row]
+    for number in range(1, 2 * most):
+        other = row | {name: _vary(row[name], number, ranges.get(name)) for name in names}
+        if not any(same(other, one) for one in found):
+            found.append(other)
+    return found[:most]
 
 
 def _vary(array: NDArray[Any], number: int, bounds: tuple[float, float] | None) -> NDArray[Any]:
@@ -72,9 +82,9 @@ def _vary(array: NDArray[Any], number: int, bounds: tuple[float, float] | None) 
         return array
     low, high = bounds or (min(0, flat[0]), max(1, flat[0]))
     random = np.random.default_rng(number)
-    if kind == "f":
-        # towards the middle of what is allowed; without bounds, towards 0, or away from it
-        share = number / 16
-        goal = (low + high) / 2 if bounds else 0.0 if flat[0] else 16.0
-        return np.asarray(array * (1 - share) + goal * share, array.dtype)
-    return random.integers(int(low), int(high), array.shape, array.dtype, endpoint=True)
+    if kind in "iu":
+        return random.integers(int(low), int(high), array.shape, array.dtype, endpoint=True)
+    if bounds:
+        share = random.random(array.shape)
+        return np.asarray(low * (1 - share) + high * share, array.dtype)
+    return np.asarray(array * (1 - number / 32) if flat[0] else array + number, array.dtype)

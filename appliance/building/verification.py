@@ -32,7 +32,7 @@ from appliance.building.comparison import (
     within,
 )
 from appliance.building.pictures import LABEL_ARRAYS, Sample, SampleError, SampleSource, image_layout, scale
-from appliance.building.rows import Feeds, differing, row_count, same, varied
+from appliance.building.rows import Feeds, differing, joined, row_count, variations
 from appliance.building.runner import Runner
 from appliance.core.manifest import ModelManifest, PreprocessingManifest, ShapeRange
 from appliance.core.tensor import DataType, TensorSpec
@@ -261,7 +261,7 @@ def _invariance(
     if not candidate.traits.batched:
         return ()
     rows = _company(order, reference, feeds, min(BATCH_ROWS, candidate.traits.max_batch_size))
-    together = candidate.run({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+    together = candidate.run(joined(rows))
     alone = [candidate.run(row) for row in rows]
     among = [{name: array[row : row + 1] for name, array in together.items()} for row in range(len(rows))]
     return tuple(_compare(spec, alone, among) for spec in candidate.traits.outputs)
@@ -274,21 +274,27 @@ def _company(order: VerifyOrder, reference: Runner, feeds: Sequence[Feeds], coun
     """
     rows = differing(feeds, count)
     if len(rows) == 1 and count > 1:
-        for number in range(1, 4 * BATCH_ROWS):
-            other = varied(rows[0], number, order.manifest.verify.ranges)
-            if len(rows) < count and not any(same(other, row) for row in rows):
-                rows.append(other)
-        try:
-            if len(rows) > 1:
-                reference.run({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
-        except EngineError:
-            rows = rows[:1]
-        if len(rows) == 1:
+        # all inputs at once, or else one by one: a mask or a length may allow one value only
+        for names in (list(rows[0]), *([name] for name in rows[0])):
+            made = variations(rows[0], names, order.manifest.verify.ranges, count)
+            if len(made) > 1 and _takes(reference, made):
+                rows = made
+                break
+        else:
             raise VerificationError(
                 "whether a row is answered alike alone and in a batch cannot be checked on one row: put at least two that differ "
                 "into golden/*.npz of the model, or set [batching] max_batch_size = 1"
             )
     return list(itertools.islice(itertools.cycle(rows), count))
+
+
+def _takes(reference: Runner, rows: Sequence[Feeds]) -> bool:
+    """Whether these rows are valid inputs, as far as the model itself says."""
+    try:
+        reference.run(joined(rows))
+    except EngineError:
+        return False
+    return True
 
 
 def _feeds(order: VerifyOrder, traits: EngineTraits) -> tuple[list[Feeds], str]:
@@ -535,6 +541,8 @@ def measure(samples: Sequence[Sample], predictions: Sequence[NDArray[Any]], labe
         raise ValueError("some samples have a target and some a label: one kind is expected")
     if targets:
         return regression([np.asarray(target) for target in targets], predictions)
+    while labels and not labels[-1]:
+        labels = labels[:-1]  # empty lines at the end of a file of labels
     scores = int(predictions[0].size)
     if labels and scores > 1 and len(labels) != scores:
         raise ValueError(

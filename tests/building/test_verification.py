@@ -307,6 +307,7 @@ def test_a_candidate_that_answers_nan_on_the_samples_only_fails(tmp_path: Path, 
     assert (
         "on the samples: output 'y': 8 values are not finite where the reference is, or the reverse" in found.failures
     )
+    assert any("the mean squared error must be a number" in text for text in found.failures) == ("target" in labels)
     assert not found.passed
     assert msgspec.json.decode(msgspec.json.encode(found), type=Report) == found
     assert "not finite" in report.page(found)
@@ -333,6 +334,25 @@ def test_rows_that_depend_on_their_batch_are_found_on_a_single_generated_row(tmp
     model = graphs.mixes_rows(tmp_path / "m.onnx")
     assert not verify(_order(model, model, verify=VerifyManifest(inputs=1))).passed
     assert verify(_order(model, model, batching=BatchingManifest(max_batch_size=1))).passed
+
+
+def test_a_single_row_is_varied_in_the_inputs_that_allow_it(tmp_path: Path) -> None:
+    """Row i takes the element at its index: an index beyond the end is refused, so both inputs at once are."""
+    model = graphs.write(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "m"], ["d"]),
+            helper.make_node("Gather", ["table", "i"], ["g"]),
+            helper.make_node("Add", ["d", "g"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1]), "i": (TensorProto.INT64, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+        {"table": np.array([3], np.float32)},
+    )
+    _golden(tmp_path, x=np.ones((1, 1), np.float32), i=np.zeros((1, 1), np.int64))
+    found = verify(_order(model, model))
+    assert [text for text in found.failures if text.startswith("alone and in a batch: output 'y'")]
 
 
 def test_a_single_row_that_the_model_takes_no_variation_of_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
