@@ -24,7 +24,7 @@ from appliance.building.comparison import (
 )
 from appliance.building.pictures import Sample
 from appliance.building.runner import Runner
-from appliance.building.verification import measure
+from appliance.building.task import measure
 from appliance.core.errors import ApplianceError, invalid
 
 if TYPE_CHECKING:

@@ -23,17 +23,14 @@ from appliance.building.comparison import (
     OutputComparison,
     Regression,
     Tolerance,
-    classification,
     compare,
-    disagreement,
-    regression,
     shown,
     tolerance,
-    within,
 )
-from appliance.building.pictures import LABEL_ARRAYS, Sample, SampleError, SampleSource, image_layout, scale
+from appliance.building.pictures import SampleError, image_layout, scale
 from appliance.building.rows import Feeds, differing, joined, row_count, variations
 from appliance.building.runner import Runner
+from appliance.building.task import metric_failures, metrics, rows_of
 from appliance.core.manifest import ModelManifest, PreprocessingManifest, ShapeRange
 from appliance.core.tensor import DataType, TensorSpec
 from appliance.engines.base import EngineError, EngineOptions, EngineTraits
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SEED = 20
-MAX_SAMPLES = 2000
 SIZES = ("opt", "min", "max")
 """The order in which generated runs go through a range of sizes."""
 
@@ -151,13 +147,6 @@ def verify(order: VerifyOrder, on_step: OnStep = lambda _phase, _share: None) ->
                 return _refused(order, reference, source, f"the engine refuses an input: {error}")
 
 
-def rows_of(traits: EngineTraits) -> int:
-    """How many rows a run takes at most; exactly so many where the model's batch is fixed."""
-    return (
-        traits.max_batch_size if traits.batched else max([1, *(spec.shape[0] for spec in traits.inputs if spec.shape)])
-    )
-
-
 def _judge(
     order: VerifyOrder,
     reference: Runner,
@@ -181,9 +170,12 @@ def _judge(
     nearly = Tolerance(near, 0.0, allowed.mismatch, 0.0)
     failures += [f"alone and in a batch: {text}" for output in invariance for text in output.failures(nearly)]
     on_step("samples", 0.6)
-    metrics = _metrics(order, reference, candidate)
-    if metrics is not None:
-        failures += [*metrics[2], *_drop(metrics[0], metrics[1], allowed)]
+    try:
+        measured = metrics(Path(order.folder), manifest, order.labels, reference, candidate)
+    except SampleError as error:
+        raise VerificationError(str(error)) from error
+    if measured is not None:
+        failures += [*measured[2], *metric_failures(measured[0], measured[1], allowed)]
     on_step("timing", 0.9)
     one = {name: array[:1] if candidate.traits.batched else array for name, array in feeds[0].items()}
     return Report(
@@ -202,8 +194,8 @@ def _judge(
         candidate_provider=candidate.traits.provider,
         reference_s=reference.seconds(one),
         candidate_s=candidate.seconds(one),
-        metric_reference=metrics[0] if metrics else None,
-        metric_candidate=metrics[1] if metrics else None,
+        metric_reference=measured[0] if measured else None,
+        metric_candidate=measured[1] if measured else None,
     )
 
 
@@ -446,138 +438,3 @@ def _noise(
     if kind.kind == "f":
         return random.standard_normal(shape).astype(kind)
     return random.integers(0, 2, shape).astype(kind)
-
-
-Metric = Classification | Regression
-
-
-def _metrics(order: VerifyOrder, reference: Runner, candidate: Runner) -> tuple[Metric, Metric, list[str]] | None:
-    """The task's metric of both on labelled samples, if there are any, and where their answers are of different kinds."""
-    place = sample_folder(Path(order.folder), order.manifest)
-    if place is None:
-        return None
-    try:
-        source = SampleSource(
-            place, reference.traits.inputs, order.manifest.preprocessing, order.labels, limit=MAX_SAMPLES
-        )
-        samples = [sample for sample in source if sample.label >= 0 or sample.target is not None]
-    except SampleError as error:
-        raise VerificationError(str(error)) from error
-    if not samples and order.manifest.verify.samples:
-        raise VerificationError(
-            f"[verify] samples names {order.manifest.verify.samples!r}, where nothing has a label or a target: expected a folder "
-            f"for each label, or in each .npz an array called {', '.join(map(repr, LABEL_ARRAYS))} or 'target'"
-        )
-    if not samples:
-        return None
-    name = reference.traits.outputs[0].name
-    first: list[NDArray[Any]] = []
-    second: list[NDArray[Any]] = []
-    failures: dict[str, str] = {}
-    for expected, found, rows in _answers(reference, candidate, samples):
-        for output, wanted in expected.items():
-            if problem := disagreement([wanted], [found[output]]):
-                failures.setdefault(output, f"on the samples: output {output!r}: {problem}")
-        first += list(expected[name][:rows])
-        second += list(found[name][:rows])
-    try:
-        return measure(samples, first, order.labels), measure(samples, second, order.labels), list(failures.values())
-    except ValueError as error:
-        raise VerificationError(f"the samples in {place.name!r} do not fit: {error}") from error
-
-
-def sample_folder(folder: Path, manifest: ModelManifest) -> Path | None:
-    """Where labelled samples lie: as the manifest says, or golden files with labels or targets.
-
-    VerificationError if it is not there, or cannot be read.
-    """
-    named = manifest.verify.samples
-    if named:
-        place = (folder / named).resolve()
-        if not place.is_relative_to(folder.resolve()):
-            raise VerificationError(f"[verify] samples names {named!r}, outside the model's folder")
-        if not place.exists():
-            raise VerificationError(f"[verify] samples names {named!r}, which is not there")
-        return place
-    golden = folder / "golden"
-    try:
-        for file in sorted(golden.glob("*.npz")):
-            with Archive(file, f"golden/{file.name}") as archive:
-                if {*LABEL_ARRAYS, "target"} & set(archive.names):
-                    return golden
-    except ArrayError as error:
-        raise VerificationError(str(error)) from error
-    return None
-
-
-def _answers(reference: Runner, candidate: Runner, samples: Sequence[Sample]) -> Iterator[tuple[Feeds, Feeds, int]]:
-    """What both answer, a run at a time, and how many of its rows are samples."""
-    step = min(rows_of(reference.traits), rows_of(candidate.traits))
-    for start in range(0, len(samples), step):
-        chunk = samples[start : start + step]
-        try:
-            feeds = {key: np.concatenate([sample.inputs[key] for sample in chunk]) for key in chunk[0].inputs}
-            runs = [(feeds, len(chunk))]
-        except ValueError:  # of different sizes
-            runs = [(sample.inputs, 1) for sample in chunk]
-        for feed, rows in runs:
-            if not reference.traits.batched and rows < step:
-                # a model of a fixed batch takes no fewer rows: the last one stands in, and its answers are dropped
-                feed = {key: np.concatenate([array, array[-1:].repeat(step - rows, 0)]) for key, array in feed.items()}
-            try:
-                expected = reference.run(feed)
-            except EngineError as error:
-                raise VerificationError(f"the reference refuses a sample: {error}") from error
-            yield expected, candidate.run(feed), rows
-
-
-def measure(samples: Sequence[Sample], predictions: Sequence[NDArray[Any]], labels: Sequence[str]) -> Metric:
-    """The metric that the samples call for: by their targets, or else by their labels. ValueError if they do not fit the answers.
-
-    An output of one value a row is taken as the class itself (integers) or as the probability of class 1 (floats).
-    """
-    targets = [sample.target for sample in samples if sample.target is not None]
-    if targets and len(targets) < len(samples):
-        raise ValueError("some samples have a target and some a label: one kind is expected")
-    if targets:
-        return regression([np.asarray(target) for target in targets], predictions)
-    while labels and not labels[-1]:
-        labels = labels[:-1]  # empty lines at the end of a file of labels
-    scores = int(predictions[0].size)
-    if labels and scores > 1 and len(labels) != scores:
-        raise ValueError(
-            f"the model has {len(labels)} labels, and its answers have {scores} scores: one each is expected"
-        )
-    classes = len(labels) or (scores if scores > 1 else 0)
-    for sample in samples:
-        if classes and sample.label >= classes:
-            raise ValueError(f"sample {sample.source} has the label {sample.label}, the classes are 0 to {classes - 1}")
-    return classification([sample.label for sample in samples], [predicted_class(row) for row in predictions], labels)
-
-
-def predicted_class(row: NDArray[Any]) -> int:
-    """The class that one row of scores means; -1 where a score is NaN, which means none."""
-    flat = np.asarray(row).reshape(-1)
-    if flat.dtype.kind == "f" and np.isnan(flat).any():
-        return -1
-    if flat.size > 1:
-        return int(np.argmax(flat))
-    return int(flat[0] >= 0.5) if flat.dtype.kind == "f" else int(flat[0])
-
-
-def _drop(reference: Metric, candidate: Metric, allowed: Tolerance) -> list[str]:
-    limit = allowed.metric_drop
-    if isinstance(reference, Classification) and isinstance(candidate, Classification):
-        if within(reference.accuracy - candidate.accuracy, limit + 1e-12):
-            return []
-        return [
-            f"accuracy falls from {reference.accuracy:.4f} to {candidate.accuracy:.4f}; a drop of {limit:g} is allowed"
-        ]
-    assert isinstance(reference, Regression)
-    assert isinstance(candidate, Regression)
-    if reference.mse is not None and within(candidate.mse, reference.mse * (1 + limit) + 1e-12):
-        return []
-    first, second = shown(reference.mse, ".4g"), shown(candidate.mse, ".4g")
-    if reference.mse is None or candidate.mse is None:
-        return [f"the mean squared error must be a number: it is {second}, the reference's {first}"]
-    return [f"mean squared error grows from {first} to {second}; a growth of {limit:.0%} is allowed"]
