@@ -7,6 +7,7 @@ types and wrong ranges, all at once, with file:line and the nearest known key.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import tempfile
@@ -302,6 +303,8 @@ def check(
 
 
 def _check_value(value: Any, kind: Any, at: Problem) -> list[Problem]:
+    if _not_finite(value):
+        return [msgspec.structs.replace(at, message=f"{at.key!r} is {value!r:.60}: expected finite numbers")]
     try:
         # strict: TOML has types, and "8000" is no port
         msgspec.convert(value, kind)
@@ -309,6 +312,15 @@ def _check_value(value: Any, kind: Any, at: Problem) -> list[Problem]:
         message = re.sub(r" - at `\$.*?`$", "", str(error))
         return [msgspec.structs.replace(at, message=f"{at.key!r} is {value!r:.60}: {message[:1].lower()}{message[1:]}")]
     return []
+
+
+def _not_finite(value: Any) -> bool:
+    """TOML has nan and inf; no key here means anything by them, and JSON could not hand them on to another process."""
+    if isinstance(value, Mapping):
+        return any(map(_not_finite, value.values()))
+    if isinstance(value, list):
+        return any(map(_not_finite, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _look_up(

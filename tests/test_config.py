@@ -76,6 +76,21 @@ def test_a_manifest_s_problems_are_reported_alike() -> None:
         decode_toml("[batching]\nmax_batchsize = 4\n", ModelManifest, file="model.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[verify]\nmean_absolute = inf", "verify.mean_absolute"),
+        ("[verify.ranges]\nx = [nan, 1]", "verify.ranges"),
+        ("[preprocessing]\nmean = [0.5, inf]", "preprocessing.mean"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_with_their_key(text: str, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        decode_toml(text, ModelManifest, file="model.toml")
+    assert [problem.key for problem in error.value.problems] == [key]
+    assert "expected finite numbers" in error.value.problems[0].message
+
+
 def test_the_file_is_found_by_environment_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("APPLIANCE_CONFIG", raising=False)

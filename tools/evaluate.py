@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -21,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 import msgspec
 
 from appliance.building import evaluation, report
-from appliance.building.comparison import DEFAULTS, Classification, Regression, tolerance
+from appliance.building.comparison import DEFAULTS, Classification, Regression, shown, tolerance
 from appliance.building.pictures import SampleError, SampleSource
 from appliance.building.runner import Runner
 from appliance.cli.asking import Asking
 from appliance.cli.engines import progress_bar
 from appliance.cli.output import CommandError, Exit, note, print_json, print_table
+from appliance.client import Description
 from appliance.core.manifest import ModelManifest, PreprocessingManifest
 from appliance.core.request import ModelName
 from appliance.engines.base import EngineError, EngineOptions
@@ -126,13 +128,17 @@ async def run(options: argparse.Namespace, manifest: ModelManifest, labels: tupl
         timeout_s=options.timeout,
         concurrency=options.concurrency,
     )
-    async with asking:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asking)
         model = await asking.describe()
         labels = labels or model.labels
         output = options.output or model.outputs[0].name
         if output not in [spec.name for spec in model.outputs]:
             names = ", ".join(spec.name for spec in model.outputs)
             raise CommandError(Exit.USAGE, "NO_OUTPUT", f"the model has no output {output!r}; it has {names}")
+        beside = None
+        if options.reference is not None:
+            beside = stack.enter_context(contextlib.closing(reference(options.reference, model)))
         source = SampleSource(options.samples, model.inputs, manifest.preprocessing, labels, limit=options.limit)
         samples = list(source)
         if not samples:
@@ -148,7 +154,7 @@ async def run(options: argparse.Namespace, manifest: ModelManifest, labels: tupl
             answers = await evaluation.gather(
                 samples, asking, batch=options.batch, concurrency=options.concurrency, on_done=step
             )
-    compared = reference(options.reference, answers) if options.reference is not None else ()
+        compared = evaluation.against(beside, answers) if beside is not None else ()
     return evaluation.judge(
         answers,
         model=options.model,
@@ -162,14 +168,23 @@ async def run(options: argparse.Namespace, manifest: ModelManifest, labels: tupl
     )
 
 
-def reference(file: Path, answers: evaluation.Answers) -> tuple[evaluation.OutputComparison, ...]:
-    """The answers beside those of the file on ONNX Runtime's CPU provider."""
-    manifest = ModelManifest()
-    runner = Runner(EngineOptions("onnxruntime", str(file), "cpu", 0, 1, manifest.onnxruntime, {}, ""))
-    try:
-        return evaluation.against(runner, answers)
-    finally:
-        runner.close()
+def reference(file: Path, model: Description) -> Runner:
+    """The file on ONNX Runtime's CPU provider. CommandError if it takes, or gives, something else than the model."""
+    runner = Runner(EngineOptions("onnxruntime", str(file), "cpu", 0, 1, ModelManifest().onnxruntime, {}, ""))
+    for kind, wanted, came in (
+        ("inputs", model.inputs, runner.traits.inputs),
+        ("outputs", model.outputs, runner.traits.outputs),
+    ):
+        first, second = ({spec.name: spec.datatype.value for spec in specs} for specs in (wanted, came))
+        if first != second:
+            runner.close()
+            said, other = (", ".join(f"{name} {kind}" for name, kind in specs.items()) for specs in (first, second))
+            raise CommandError(
+                Exit.USAGE,
+                "NO_REFERENCE",
+                f"--reference {file} is of another model: its {kind} are {other}, not {said}",
+            )
+    return runner
 
 
 def show(found: evaluation.Evaluation, problems: list[str]) -> None:
@@ -189,9 +204,10 @@ def show(found: evaluation.Evaluation, problems: list[str]) -> None:
         tops = "".join(f", top {k}: {share:.4f}" for k, share in found.top_k.items())
         print(f"accuracy {metric.accuracy:.4f}{tops} ({metric.samples} samples)")
     elif isinstance(metric, Regression):
-        print(f"MSE {metric.mse:.6g}, MAE {metric.mae:.6g} ({metric.samples} samples)")
+        print(f"MSE {shown(metric.mse, '.6g')}, MAE {shown(metric.mae, '.6g')} ({metric.samples} samples)")
     for output in found.outputs:
-        errors = f"max abs {output.max_absolute:.3g}, mean abs {output.mean_absolute:.3g}, cosine {output.cosine:.6f}"
+        largest, mean = shown(output.max_absolute, ".3g"), shown(output.mean_absolute, ".3g")
+        errors = f"max abs {largest}, mean abs {mean}, cosine {output.cosine:.6f}"
         print(f"{output.name} beside the reference: {output.problem or errors}")
     if found.latency_ms is not None:
         times = found.latency_ms

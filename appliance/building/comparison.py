@@ -1,10 +1,12 @@
 """How far two sets of answers lie apart, and what that costs in the task: errors, tolerances, metrics.
 
-Plain arithmetic on arrays; knows no engine, file or process. `verification` feeds it and decides nothing of its own.
+Plain arithmetic on arrays; knows no engine, file or process. `verification` feeds it and decides nothing of its own. A number
+that is not finite is None in what is found here, since JSON has no word for it, and None is within no limit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HISTOGRAM_BINS = 24
+TINY = 1e-300
 
 
 class Tolerance(msgspec.Struct, frozen=True):
@@ -51,26 +54,42 @@ def tolerance(precision: str, wanted: VerifyManifest) -> Tolerance:
     return Tolerance(
         max_relative=wanted.max_relative or chosen.max_relative,
         min_cosine=wanted.min_cosine or chosen.min_cosine,
-        mismatch=chosen.mismatch,
+        mismatch=wanted.mismatch or chosen.mismatch,
         metric_drop=wanted.metric_drop or chosen.metric_drop,
         max_absolute=wanted.max_absolute,
         mean_absolute=wanted.mean_absolute,
     )
 
 
+def finite(value: float) -> float | None:
+    """The number, or None for NaN and infinities."""
+    return float(value) if math.isfinite(value) else None
+
+
+def shown(value: float | None, form: str) -> str:
+    """The number in that format, for people."""
+    return "not finite" if value is None else format(value, form)
+
+
+def within(value: float | None, limit: float) -> bool:
+    """Whether it is a number, and none beyond the limit."""
+    return value is not None and value <= limit
+
+
 class OutputComparison(msgspec.Struct, frozen=True):
     """One output over all inputs. For integers, booleans and strings only `mismatch` counts: the share of unequal elements.
 
-    `histogram` counts elements by absolute error, in equal bins from 0 to `max_absolute`.
+    None is an error that is not finite: one that overflows, or a relative one where the reference has zeros only. `histogram`
+    counts elements by absolute error, in equal bins from 0 to `max_absolute`.
     """
 
     name: str
     datatype: str
     elements: int
-    max_absolute: float = 0.0
-    mean_absolute: float = 0.0
-    max_relative: float = 0.0
-    mean_relative: float = 0.0
+    max_absolute: float | None = 0.0
+    mean_absolute: float | None = 0.0
+    max_relative: float | None = 0.0
+    mean_relative: float | None = 0.0
     cosine: float = 1.0
     mismatch: float = 0.0
     problem: str = ""
@@ -80,7 +99,7 @@ class OutputComparison(msgspec.Struct, frozen=True):
         """In words, every limit that is exceeded."""
         if self.problem:
             return [f"output {self.name!r}: {self.problem}"]
-        checks = [
+        checks: list[tuple[str, float | None, float]] = [
             ("largest relative error", self.max_relative, allowed.max_relative),
             ("share of unequal elements", self.mismatch, allowed.mismatch),
         ]
@@ -89,9 +108,9 @@ class OutputComparison(msgspec.Struct, frozen=True):
         if allowed.mean_absolute:
             checks.append(("mean absolute error", self.mean_absolute, allowed.mean_absolute))
         found = [
-            f"output {self.name!r}: {what} is {value:.3g}, {limit:.3g} is allowed"
+            f"output {self.name!r}: {what} is {shown(value, '.3g')}, {limit:.3g} is allowed"
             for what, value, limit in checks
-            if not value <= limit
+            if not within(value, limit)
         ]
         if not self.cosine >= allowed.min_cosine:
             found.append(
@@ -103,50 +122,70 @@ class OutputComparison(msgspec.Struct, frozen=True):
 def compare(
     name: str, datatype: str, reference: Sequence[NDArray[Any]], candidate: Sequence[NDArray[Any]]
 ) -> OutputComparison:
-    """One output of both, an array for each run. Non-finite values must stand in the same places with the same sign."""
-    for number, (wanted, came) in enumerate(zip(reference, candidate, strict=True)):
-        if wanted.shape != came.shape:
-            problem = f"shape {list(came.shape)} instead of {list(wanted.shape)} for input {number}"
-            return OutputComparison(name, datatype, 0, problem=problem)
-    if not reference or sum(array.size for array in reference) == 0:
-        return OutputComparison(name, datatype, 0)
+    """One output of both, an array for each run.
+
+    Non-finite values must stand in the same places with the same sign; where there is nothing else, nothing was compared, and
+    that is a problem too.
+    """
+    elements = sum(array.size for array in reference)
+    problem = disagreement(reference, candidate)
+    if problem or not elements:
+        return OutputComparison(name, datatype, elements, problem=problem)
     expected = np.concatenate([array.reshape(-1) for array in reference])
     found = np.concatenate([array.reshape(-1) for array in candidate])
     if expected.dtype.kind != "f":
-        return OutputComparison(name, datatype, expected.size, mismatch=float(np.mean(expected != found)))
+        return OutputComparison(name, datatype, elements, mismatch=float(np.mean(expected != found)))
     expected, found = expected.astype(np.float64), found.astype(np.float64)
-    finite = np.isfinite(expected)
-    if not np.array_equal(expected[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
-        wrong = int(np.count_nonzero(np.isfinite(found) != finite))
-        return OutputComparison(
-            name,
-            datatype,
-            expected.size,
-            problem=f"{max(wrong, 1)} values are not finite where the reference is, or the reverse",
-        )
-    return _errors(name, datatype, expected[finite], found[finite])
+    known = np.isfinite(expected)
+    if not known.any():
+        problem = f"none of the reference's {elements} values is finite: nothing could be compared"
+        return OutputComparison(name, datatype, elements, problem=problem)
+    return _errors(name, datatype, expected[known], found[known])
+
+
+def disagreement(reference: Sequence[NDArray[Any]], candidate: Sequence[NDArray[Any]]) -> str:
+    """In words, why no tolerance can help: another shape, or values that are not finite in other places; empty if neither."""
+    wrong = 0
+    for number, (wanted, came) in enumerate(zip(reference, candidate, strict=True)):
+        if wanted.shape != came.shape:
+            return f"shape {list(came.shape)} instead of {list(wanted.shape)} for input {number}"
+        if wanted.dtype.kind == "f":
+            special = ~(np.isfinite(wanted) & np.isfinite(came))
+            first, second = wanted[special], came[special]
+            wrong += int(np.count_nonzero((first != second) & ~(np.isnan(first) & np.isnan(second))))
+    return f"{wrong} values are not finite where the reference is, or the reverse" if wrong else ""
 
 
 def _errors(name: str, datatype: str, expected: NDArray[Any], found: NDArray[Any]) -> OutputComparison:
-    if not expected.size:
-        return OutputComparison(name, datatype, 0)
-    errors = np.abs(found - expected)
-    scale = float(np.max(np.abs(expected)))
-    norms = float(np.linalg.norm(expected) * np.linalg.norm(found))
-    largest = float(errors.max())
-    cosine = min(1.0, float(expected @ found) / norms) if norms > 0 else float(largest == 0)
-    counts, _ = np.histogram(errors, HISTOGRAM_BINS, (0.0, largest or 1.0))
+    """Errors of finite values in FP64. What overflows on the way is None, and no warning."""
+    with np.errstate(all="ignore"):
+        errors = np.abs(found - expected)
+        scale, largest, mean = float(np.max(np.abs(expected))), float(errors.max()), float(errors.mean())
+        most, average = (float(np.divide(error, scale)) if error else 0.0 for error in (largest, mean))
+    # numpy refuses bins that are narrower than its smallest numbers
+    end = largest if largest > TINY else 1.0
+    counts = np.histogram(errors, HISTOGRAM_BINS, (0.0, end))[0] if math.isfinite(largest) else ()
     return OutputComparison(
         name,
         datatype,
         expected.size,
-        max_absolute=largest,
-        mean_absolute=float(errors.mean()),
-        max_relative=largest / scale if scale else (0.0 if largest == 0 else float("inf")),
-        mean_relative=float(errors.mean()) / scale if scale else 0.0,
-        cosine=cosine,
+        max_absolute=finite(largest),
+        mean_absolute=finite(mean),
+        max_relative=finite(most),
+        mean_relative=finite(average),
+        cosine=_cosine(expected, found),
         histogram=tuple(int(count) for count in counts),
     )
+
+
+def _cosine(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """Of finite vectors; 1 for two of zeros only, 0 for one."""
+    sizes = [float(np.max(np.abs(vector))) for vector in (expected, found)]
+    if not all(sizes):
+        return float(not any(sizes))
+    # brought to largest magnitude 1, so that no square overflows, and none vanishes
+    first, second = expected / sizes[0], found / sizes[1]
+    return min(1.0, float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second))))
 
 
 class ClassMetrics(msgspec.Struct, frozen=True):
@@ -160,7 +199,10 @@ class ClassMetrics(msgspec.Struct, frozen=True):
 
 
 class Classification(msgspec.Struct, frozen=True, tag="classification"):
-    """Accuracy, macro averages over the classes that occur, and the confusion matrix (rows: true, columns: predicted)."""
+    """Accuracy, macro averages over the classes that occur, and the confusion matrix (rows: true, columns: predicted).
+
+    `undecided` answers are no class (NaN, or a negative number): they count as wrong, and stand in no column.
+    """
 
     samples: int
     accuracy: float
@@ -169,20 +211,24 @@ class Classification(msgspec.Struct, frozen=True, tag="classification"):
     f1: float
     classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
+    undecided: int = 0
 
 
 def classification(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str] = ()) -> Classification:
-    """Metrics of predicted against true class indices. ValueError for none, or for different lengths.
+    """Metrics of predicted against true class indices, predicted ones below 0 for no class.
 
-    Precision, recall and F1 as in van Rijsbergen, "Information Retrieval" (1979), chapter 7.
+    ValueError for none, or for different lengths. Precision, recall and F1 as in van Rijsbergen, "Information Retrieval" (1979),
+    chapter 7.
     """
     if not len(truth) or len(truth) != len(predicted):
         raise ValueError(f"{len(truth)} true and {len(predicted)} predicted classes came")
     count = max(len(labels), max(truth) + 1, max(predicted) + 1)
+    true, said = np.asarray(truth), np.asarray(predicted)
+    decided = said >= 0
     confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (np.asarray(truth), np.asarray(predicted)), 1)
+    np.add.at(confusion, (true[decided], said[decided]), 1)
     right = np.diag(confusion).astype(np.float64)
-    support, given = confusion.sum(1), confusion.sum(0)
+    support, given = np.bincount(true, minlength=count), confusion.sum(0)
     precision = np.divide(right, given, out=np.zeros(count), where=given > 0)
     recall = np.divide(right, support, out=np.zeros(count), where=support > 0)
     both = precision + recall
@@ -200,15 +246,16 @@ def classification(truth: Sequence[int], predicted: Sequence[int], labels: Seque
             for i in range(count)
         ),
         tuple(tuple(int(value) for value in row) for row in confusion),
+        int(np.count_nonzero(~decided)),
     )
 
 
 class Regression(msgspec.Struct, frozen=True, tag="regression"):
-    """Mean squared and mean absolute error over all elements of all samples."""
+    """Mean squared and mean absolute error over all elements of all samples; None if that is not finite."""
 
     samples: int
-    mse: float
-    mae: float
+    mse: float | None
+    mae: float | None
 
 
 def regression(truth: Sequence[NDArray[Any]], predicted: Sequence[NDArray[Any]]) -> Regression:
@@ -218,10 +265,11 @@ def regression(truth: Sequence[NDArray[Any]], predicted: Sequence[NDArray[Any]])
     for target, prediction in zip(truth, predicted, strict=True):
         if target.size != prediction.size:
             raise ValueError(f"a target has {target.size} values and its prediction {prediction.size}")
-    errors = np.concatenate(
-        [
-            prediction.reshape(-1).astype(np.float64) - target.reshape(-1).astype(np.float64)
-            for target, prediction in zip(truth, predicted, strict=True)
-        ]
-    )
-    return Regression(len(truth), float(np.mean(errors**2)), float(np.mean(np.abs(errors))))
+    with np.errstate(all="ignore"):
+        errors = np.concatenate(
+            [
+                prediction.reshape(-1).astype(np.float64) - target.reshape(-1).astype(np.float64)
+                for target, prediction in zip(truth, predicted, strict=True)
+            ]
+        )
+        return Regression(len(truth), finite(np.mean(errors**2)), finite(np.mean(np.abs(errors))))

@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from appliance.building.comparison import Classification, OutputComparison, Regression, Tolerance, compare
+from appliance.building.comparison import (
+    Classification,
+    OutputComparison,
+    Regression,
+    Tolerance,
+    compare,
+    within,
+)
 from appliance.building.pictures import Sample
 from appliance.building.runner import Runner
-from appliance.building.verification import measure
+from appliance.building.task import measure
 from appliance.core.errors import ApplianceError, invalid
 
 if TYPE_CHECKING:
@@ -80,10 +87,17 @@ class Evaluation(msgspec.Struct, frozen=True):
         if min_accuracy:
             if not isinstance(self.metric, Classification):
                 found.append("there is no accuracy to hold against the minimum: the samples have no labels")
-            elif self.metric.accuracy < min_accuracy:
+            elif not self.metric.accuracy >= min_accuracy:
                 found.append(f"accuracy is {self.metric.accuracy:.4f}, at least {min_accuracy:g} is asked for")
-        if isinstance(self.metric, Regression) and self.metric.mse > max_mse:
-            found.append(f"mean squared error is {self.metric.mse:.4g}, at most {max_mse:g} is asked for")
+        if isinstance(self.metric, Classification) and self.metric.undecided:
+            found.append(f"{self.metric.undecided} of {self.metric.samples} answers are no class: NaN among the scores")
+        if isinstance(self.metric, Regression):
+            if self.metric.mse is None:
+                found.append("the mean squared error is not finite")
+            elif not within(self.metric.mse, max_mse):
+                found.append(f"mean squared error is {self.metric.mse:.4g}, at most {max_mse:g} is asked for")
+        elif max_mse != float("inf"):
+            found.append("there is no mean squared error to hold against the maximum: the samples have no targets")
         if self.tolerance is not None:
             found += [text for output in self.outputs for text in output.failures(self.tolerance)]
         return found
@@ -166,7 +180,7 @@ def judge(
     compared: tuple[OutputComparison, ...] = (),
     tolerance: Tolerance | None = None,
 ) -> Evaluation:
-    """Metrics of what was answered, from the output of that name. ValueError if targets and answers have different sizes."""
+    """Metrics of what was answered, from the output of that name. ValueError if labels or targets do not fit the answers."""
     failed = sum(len(failure.samples) for failure in answers.failures)
     judged = [
         (sample, rows[output])
@@ -193,11 +207,12 @@ def judge(
 
 def top_share(samples: Sequence[Sample], predictions: Sequence[NDArray[Any]], k: int) -> float:
     """The share of samples whose label is among the k highest scores."""
-    hits = [
-        sample.label in np.argsort(-np.asarray(row, np.float64).reshape(-1), kind="stable")[:k]
-        for sample, row in zip(samples, predictions, strict=True)
-    ]
-    return sum(hits) / len(hits)
+    hits = 0
+    for sample, row in zip(samples, predictions, strict=True):
+        scores = np.asarray(row, np.float64).reshape(-1)
+        # among NaN there is no order, and no best
+        hits += not np.isnan(scores).any() and sample.label in np.argsort(-scores, kind="stable")[:k]
+    return int(hits) / len(samples)
 
 
 def latency(request_s: Sequence[float]) -> Latency | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from appliance.building.arrays import Archive, ArrayError, as_input, read_array
 from appliance.core.manifest import PreprocessingManifest
 from appliance.core.tensor import TensorSpec
 
@@ -26,6 +27,9 @@ MAX_PIXELS = 64_000_000
 
 PADDING = 114
 """Grey of a letterbox's bars, as the YOLO family was trained with."""
+
+LABEL_ARRAYS = ("label", "labels", "y")
+"""What the array of labels in an .npz may be called."""
 
 CHANNEL_COUNTS = {"L": 1, "RGB": 3, "BGR": 3}
 
@@ -138,8 +142,8 @@ class SampleSource:
     """Samples of a folder or an .npz, in a fixed order; read anew each time it is gone through.
 
     A folder holds pictures and arrays (.npy for the only input, .npz by input name), in subfolders named by label where they have
-    one. An .npz holds an array for each input, rows first; `label` (or `labels`, `y`) with one integer a row, or `target`
-    with the values of a regression; a model with one input also takes `x`.
+    one. An .npz holds an array for each input, rows first; `label` (or `labels`, `y`) with one integer a row (-1: none), or
+    `target` with the values of a regression; a model with one input also takes `x`.
     """
 
     def __init__(
@@ -176,21 +180,25 @@ class SampleSource:
         """How many there are, as far as that is known without reading: an .npz inside a folder counts once."""
         if self._path.is_dir():
             return len(self._files())
-        with self._archive(self._path) as archive:
-            rows = len(next(iter(self._columns(archive, self._path).values())))
+        try:
+            with Archive(self._path, self._place(self._path)) as archive:
+                rows = len(next(iter(self._columns(archive, self._path).values())))
+        except ArrayError as error:
+            raise SampleError(str(error)) from error
         return min(rows, self._limit) if self._limit else rows
 
     def __iter__(self) -> Iterator[Sample]:
         """Each sample. SampleError names the file that is wrong."""
-        if not self._path.is_dir():
-            yield from self._rows(self._path, -1)
-            return
-        for file in self._files():
-            label = self._label(file)
-            if file.suffix.lower() == ".npz":
-                yield from self._rows(file, label)
-            else:
-                yield self._single(file, label)
+        files = self._files() if self._path.is_dir() else [self._path]
+        for file in files:
+            label = self._label(file) if self._path.is_dir() else -1
+            try:
+                if file.suffix.lower() in PICTURES | {".npy"}:
+                    yield self._single(file, label)
+                else:
+                    yield from self._rows(file, label)
+            except ArrayError as error:
+                raise SampleError(str(error)) from error
 
     def _label(self, file: Path) -> int:
         """By the first folder below the source: a label's name, or a number."""
@@ -207,11 +215,7 @@ class SampleSource:
         spec = self._image_input()
         if file.suffix.lower() in PICTURES:
             return Sample({spec.name: load_picture(file, spec, self._preprocessing)[np.newaxis]}, label, file.name)
-        try:
-            array = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise SampleError(f"{self._place(file)} is no array that can be read") from error
-        return Sample({spec.name: self._row(file, spec, array)}, label, file.name)
+        return Sample({spec.name: self._row(file, spec, read_array(file, self._place(file)))}, label, file.name)
 
     def _image_input(self) -> TensorSpec:
         wanted = self._preprocessing.input
@@ -227,39 +231,30 @@ class SampleSource:
         """For people: beside the source's own name, not where on this box that lies."""
         return str(file.relative_to(self._path.parent))
 
-    def _archive(self, file: Path) -> Any:
-        try:
-            return np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise SampleError(f"{self._place(file)} is no .npz that can be read") from error
-
-    def _columns(self, archive: Any, file: Path) -> dict[str, Any]:
+    def _columns(self, archive: Archive, file: Path) -> dict[str, Any]:
         columns = {}
         for spec in self._inputs:
             # a lone input may also go by the usual name
-            name = "x" if len(self._inputs) == 1 and spec.name not in archive.files else spec.name
-            if name not in archive.files:
+            name = "x" if len(self._inputs) == 1 and spec.name not in archive.names else spec.name
+            if name not in archive.names:
                 raise SampleError(
-                    f"{self._place(file)} has no array {spec.name!r}; it holds {', '.join(archive.files)}"
+                    f"{self._place(file)} has no array {spec.name!r}; it holds {', '.join(archive.names)}"
                 )
             columns[spec.name] = self._member(archive, name, file)
         return columns
 
-    def _member(self, archive: Any, name: str, file: Path) -> NDArray[Any]:
-        try:
-            array: NDArray[Any] = archive[name]
-        except (ValueError, OSError, EOFError) as error:
-            raise SampleError(f"{self._place(file)}: its array {name!r} cannot be read: {error}") from error
+    def _member(self, archive: Archive, name: str, file: Path) -> NDArray[Any]:
+        array = archive[name]
         if not array.ndim:
             raise SampleError(f"{self._place(file)}: its array {name!r} is a scalar, rows were expected")
         return array
 
     def _rows(self, file: Path, label: int) -> Iterator[Sample]:
-        with self._archive(file) as archive:
+        with Archive(file, self._place(file)) as archive:
             columns = self._columns(archive, file)
-            names = [name for name in ("label", "labels", "y") if name in archive.files and name not in columns]
-            given = self._member(archive, names[0], file) if names else None
-            target = self._member(archive, "target", file) if "target" in archive.files else None
+            names = [name for name in LABEL_ARRAYS if name in archive.names and name not in columns]
+            given = self._classes(self._member(archive, names[0], file), names[0], file) if names else None
+            target = self._targets(self._member(archive, "target", file), file) if "target" in archive.names else None
             count = len(next(iter(columns.values())))
             beside = [column for column in (given, target) if column is not None]
             if any(len(column) != count for column in (*columns.values(), *beside)):
@@ -268,6 +263,22 @@ class SampleSource:
                 inputs = {spec.name: self._row(file, spec, columns[spec.name][row : row + 1]) for spec in self._inputs}
                 index = int(given[row]) if given is not None else label
                 yield Sample(inputs, index, f"{file.name}[{row}]", target[row] if target is not None else None)
+
+    def _classes(self, array: NDArray[Any], name: str, file: Path) -> NDArray[Any]:
+        """One class a row; -1 for none."""
+        flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        wanted = f"{self._place(file)}: its array {name!r} must hold a whole number a row, the class from 0 on, or -1 for none"
+        if flat.ndim != 1 or flat.dtype.kind not in "biuf":
+            raise SampleError(f"{wanted}; {array.dtype} of shape {list(array.shape)} came")
+        wrong = ~(np.isfinite(flat) & (flat == np.floor(flat)) & (flat >= -1) & (flat < 2**31))
+        if wrong.any():
+            raise SampleError(f"{wanted}; {flat[wrong][0]} came in row {int(np.argmax(wrong))}")
+        return flat.astype(np.int64)
+
+    def _targets(self, array: NDArray[Any], file: Path) -> NDArray[Any]:
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise SampleError(f"{self._place(file)}: its array 'target' must hold finite numbers only")
+        return array
 
     def _row(self, file: Path, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
         if array.ndim == len(spec.shape) - 1:
@@ -279,4 +290,7 @@ class SampleSource:
             raise SampleError(
                 f"{self._place(file)}: input {spec.name!r} has shape {list(spec.shape)}, {list(array.shape)} came"
             )
-        return np.ascontiguousarray(array, spec.datatype.numpy)
+        try:
+            return as_input(array, spec)
+        except ArrayError as error:
+            raise SampleError(f"{self._place(file)}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from appliance.building.comparison import Classification, OutputComparison, Regression
+from appliance.building.comparison import Classification, OutputComparison, Regression, shown
 from appliance.building.evaluation import Evaluation
 from appliance.building.verification import Report
 
@@ -79,7 +79,8 @@ def evaluation_page(found: Evaluation, problems: Sequence[str]) -> str:
     if isinstance(metric, Regression):
         parts.append(
             _table(
-                ("In the task", "MSE", "MAE"), [(f"{metric.samples} samples", f"{metric.mse:.5g}", f"{metric.mae:.5g}")]
+                ("In the task", "MSE", "MAE"),
+                [(f"{metric.samples} samples", shown(metric.mse, ".5g"), shown(metric.mae, ".5g"))],
             )
         )
     elif isinstance(metric, Classification):
@@ -125,10 +126,10 @@ def _outputs(outputs: Sequence[OutputComparison]) -> str:
                 (output.problem, "", "", "", "")
                 if output.problem
                 else (
-                    f"{output.max_absolute:.3g}",
-                    f"{output.mean_absolute:.3g}",
-                    f"{output.max_relative:.3g}",
-                    f"{output.mean_relative:.3g}",
+                    shown(output.max_absolute, ".3g"),
+                    shown(output.mean_absolute, ".3g"),
+                    shown(output.max_relative, ".3g"),
+                    shown(output.mean_relative, ".3g"),
                     f"{output.cosine:.6f}",
                 )
             ),
@@ -154,7 +155,7 @@ def _histogram(output: OutputComparison) -> str:
     return (
         f'<figure><svg width="{PLOT_WIDTH}" height="{PLOT_HEIGHT + PLOT_FOOT}" role="img">{"".join(bars)}'
         f'<text x="0" y="{PLOT_HEIGHT + 14}">0</text>'
-        f'<text x="{PLOT_WIDTH}" y="{PLOT_HEIGHT + 14}" text-anchor="end">{output.max_absolute:.3g}</text></svg>'
+        f'<text x="{PLOT_WIDTH}" y="{PLOT_HEIGHT + 14}" text-anchor="end">{shown(output.max_absolute, ".3g")}</text></svg>'
         f"<figcaption>{escape(output.name)}: elements by absolute error (height: square root of the count)</figcaption></figure>"
     )
 
@@ -168,8 +169,8 @@ def _metrics(report: Report) -> list[str]:
         assert isinstance(reference, Regression)
         assert isinstance(candidate, Regression)
         rows = [
-            ("reference", f"{reference.mse:.5g}", f"{reference.mae:.5g}"),
-            (report.label, f"{candidate.mse:.5g}", f"{candidate.mae:.5g}"),
+            ("reference", shown(reference.mse, ".5g"), shown(reference.mae, ".5g")),
+            (report.label, shown(candidate.mse, ".5g"), shown(candidate.mae, ".5g")),
         ]
         return [head, _table(("", "mean squared error", "mean absolute error"), rows)]
     shares = [

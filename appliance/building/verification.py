@@ -2,11 +2,13 @@
 
 The reference is the model's own file on ONNX Runtime's CPU provider. Inputs are those kept with the model (golden/*.npz), or
 else generated and seeded; labelled samples give the task's metrics of both. Row i alone and row i within a batch must agree.
-Runs in a build process; decides nothing about files, keys or what serves.
+A number that is not finite is within no limit. Runs in a build process; decides nothing about files, keys or what serves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from appliance.building.arrays import Archive, ArrayError, as_input
 from appliance.building.comparison import (
     DEFAULTS,
     Classification,
     OutputComparison,
     Regression,
     Tolerance,
-    classification,
     compare,
-    regression,
+    shown,
     tolerance,
 )
-from appliance.building.pictures import Sample, SampleError, SampleSource, image_layout, scale
+from appliance.building.pictures import SampleError, image_layout, scale
+from appliance.building.rows import Feeds, differing, joined, row_count, variations
 from appliance.building.runner import Runner
+from appliance.building.task import metric_failures, metrics, rows_of
 from appliance.core.manifest import ModelManifest, PreprocessingManifest, ShapeRange
 from appliance.core.tensor import DataType, TensorSpec
 from appliance.engines.base import EngineError, EngineOptions, EngineTraits
@@ -34,15 +38,15 @@ from appliance.engines.base import EngineError, EngineOptions, EngineTraits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Feeds = dict[str, "NDArray[Any]"]
-
 SEED = 20
-MAX_SAMPLES = 2000
 SIZES = ("opt", "min", "max")
 """The order in which generated runs go through a range of sizes."""
 
 FREE_AXIS = 32
 """The size taken for a free axis that is not the batch, where the manifest names no range for it."""
+
+BATCH_ROWS = 8
+"""Rows of the batch beside which each of them is also asked alone."""
 
 INVARIANCE = {"as-is": 1e-4, "fp32": 1e-4}
 """How far a row alone and in a batch may lie apart, as a share; other precisions: half of what they may differ at all.
@@ -95,16 +99,22 @@ class Report(msgspec.Struct, frozen=True):
         if not self.outputs:
             return "; ".join(self.failures)
         parts = [
-            f"largest relative error {max(output.max_relative for output in self.outputs):.2g}",
+            f"largest relative error {_largest(self.outputs)}",
             f"cosine {min(output.cosine for output in self.outputs):.6f}",
         ]
         first, second = self.metric_reference, self.metric_candidate
         if isinstance(first, Classification) and isinstance(second, Classification):
             parts.append(f"accuracy {second.accuracy:.4f} (reference {first.accuracy:.4f}, {first.samples} samples)")
         if isinstance(first, Regression) and isinstance(second, Regression):
-            parts.append(f"mean squared error {second.mse:.4g} (reference {first.mse:.4g})")
+            parts.append(f"mean squared error {shown(second.mse, '.4g')} (reference {shown(first.mse, '.4g')})")
         parts.append(f"{self.candidate_s * 1000:.3f} ms a row (reference {self.reference_s * 1000:.3f} ms)")
         return ", ".join(parts)
+
+
+def _largest(outputs: Sequence[OutputComparison]) -> str:
+    """The largest relative error of all, in words; one that is not finite is larger than any."""
+    errors = [output.max_relative for output in outputs]
+    return shown(None if None in errors else max(error or 0.0 for error in errors), ".2g")
 
 
 OnStep = Callable[[str, float], None]
@@ -115,29 +125,26 @@ def verify(order: VerifyOrder, on_step: OnStep = lambda _phase, _share: None) ->
 
     A candidate that cannot run is a failed verification, not an error.
     """
-    manifest = order.manifest
-    reference = Runner(
-        msgspec.structs.replace(
-            order.candidate, engine="onnxruntime", model_file=order.reference_file, device="cpu", fallback=""
-        )
+    options = msgspec.structs.replace(
+        order.candidate, engine="onnxruntime", model_file=order.reference_file, device="cpu", fallback=""
     )
-    try:
-        feeds, source = _feeds(order, reference.traits)
-        on_step("reference", 0.0)
-        expected = [reference.run(feed) for feed in feeds]
-        on_step("candidate", 0.2)
+    with contextlib.closing(Runner(options)) as reference:
         try:
-            candidate = Runner(order.candidate)
+            loaded = Runner(order.candidate)
         except EngineError as error:
+            _, source = _feeds(order, reference.traits)
             return _refused(order, reference, source, f"the engine cannot be loaded: {error}")
-        try:
-            return _judge(order, reference, candidate, feeds, expected, source, manifest, on_step)
-        except EngineError as error:
-            return _refused(order, reference, source, f"the engine refuses an input: {error}")
-        finally:
-            candidate.close()
-    finally:
-        reference.close()
+        with contextlib.closing(loaded) as candidate:
+            # in batches that both take: a plan may hold fewer rows than the reference
+            rows = min(rows_of(reference.traits), rows_of(candidate.traits))
+            feeds, source = _feeds(order, msgspec.structs.replace(reference.traits, max_batch_size=rows))
+            on_step("reference", 0.0)
+            expected = [reference.run(feed) for feed in feeds]
+            on_step("candidate", 0.2)
+            try:
+                return _judge(order, reference, candidate, feeds, expected, source, on_step)
+            except EngineError as error:
+                return _refused(order, reference, source, f"the engine refuses an input: {error}")
 
 
 def _judge(
@@ -147,9 +154,9 @@ def _judge(
     feeds: list[Feeds],
     expected: list[Feeds],
     source: str,
-    manifest: ModelManifest,
     on_step: OnStep,
 ) -> Report:
+    manifest = order.manifest
     allowed = tolerance(manifest.precision, manifest.verify)
     failures = _contract_failures(reference.traits, candidate.traits)
     if failures:
@@ -158,14 +165,17 @@ def _judge(
     outputs = tuple(_compare(spec, expected, found) for spec in reference.traits.outputs)
     failures += [text for output in outputs for text in output.failures(allowed)]
     on_step("batch invariance", 0.4)
-    invariance = _invariance(candidate, feeds)
+    invariance = _invariance(order, reference, candidate, feeds)
     near = INVARIANCE.get(manifest.precision, DEFAULTS[manifest.precision].max_relative / 2)
-    within = Tolerance(near, 0.0, allowed.mismatch, 0.0)
-    failures += [f"alone and in a batch: {text}" for output in invariance for text in output.failures(within)]
+    nearly = Tolerance(near, 0.0, allowed.mismatch, 0.0)
+    failures += [f"alone and in a batch: {text}" for output in invariance for text in output.failures(nearly)]
     on_step("samples", 0.6)
-    metrics = _metrics(order, reference, candidate)
-    if metrics is not None:
-        failures += _drop(*metrics, allowed)
+    try:
+        measured = metrics(Path(order.folder), manifest, order.labels, reference, candidate)
+    except SampleError as error:
+        raise VerificationError(str(error)) from error
+    if measured is not None:
+        failures += [*measured[2], *metric_failures(measured[0], measured[1], allowed)]
     on_step("timing", 0.9)
     one = {name: array[:1] if candidate.traits.batched else array for name, array in feeds[0].items()}
     return Report(
@@ -184,8 +194,8 @@ def _judge(
         candidate_provider=candidate.traits.provider,
         reference_s=reference.seconds(one),
         candidate_s=candidate.seconds(one),
-        metric_reference=metrics[0] if metrics else None,
-        metric_candidate=metrics[1] if metrics else None,
+        metric_reference=measured[0] if measured else None,
+        metric_candidate=measured[1] if measured else None,
     )
 
 
@@ -230,69 +240,125 @@ def _contract_failures(reference: EngineTraits, candidate: EngineTraits) -> list
     return failures
 
 
-def row_count(feed: Feeds) -> int:
-    """How many rows a run's inputs have."""
-    first = next(iter(feed.values()))
-    return int(first.shape[0]) if first.ndim else 1
-
-
 def _compare(spec: TensorSpec, expected: Sequence[Feeds], found: Sequence[Feeds]) -> OutputComparison:
     return compare(
         spec.name, spec.datatype.value, [run[spec.name] for run in expected], [run[spec.name] for run in found]
     )
 
 
-def _invariance(candidate: Runner, feeds: Sequence[Feeds]) -> tuple[OutputComparison, ...]:
+def _invariance(
+    order: VerifyOrder, reference: Runner, candidate: Runner, feeds: Sequence[Feeds]
+) -> tuple[OutputComparison, ...]:
     """Each of some rows alone against the same row among others. Empty for a model that is not batched."""
     if not candidate.traits.batched:
         return ()
-    batch = max(feeds, key=row_count)
-    rows = min(row_count(batch), 8)
-    if rows < 2:
-        return ()
-    batch = {name: array[:rows] for name, array in batch.items()}
-    together = candidate.run(batch)
-    alone = [candidate.run({name: array[row : row + 1] for name, array in batch.items()}) for row in range(rows)]
-    among = [{name: array[row : row + 1] for name, array in together.items()} for row in range(rows)]
+    rows = _company(order, reference, feeds, min(BATCH_ROWS, candidate.traits.max_batch_size))
+    together = candidate.run(joined(rows))
+    alone = [candidate.run(row) for row in rows]
+    among = [{name: array[row : row + 1] for name, array in together.items()} for row in range(len(rows))]
     return tuple(_compare(spec, alone, among) for spec in candidate.traits.outputs)
+
+
+def _company(order: VerifyOrder, reference: Runner, feeds: Sequence[Feeds], count: int) -> list[Feeds]:
+    """So many rows, at least two of which differ: the inputs' own, in turn; varied where all inputs are one and the same row.
+
+    VerificationError if there is one row only and the model takes no variation of it.
+    """
+    rows = differing(feeds, count)
+    if len(rows) == 1 and count > 1:
+        # all inputs at once, or else one by one: a mask or a length may allow one value only
+        for names in (list(rows[0]), *([name] for name in rows[0])):
+            made = variations(rows[0], names, order.manifest.verify.ranges, count)
+            if len(made) > 1 and _takes(reference, made):
+                rows = made
+                break
+        else:
+            raise VerificationError(
+                "whether a row is answered alike alone and in a batch cannot be checked on one row: put at least two that differ "
+                "into golden/*.npz of the model, or set [batching] max_batch_size = 1"
+            )
+    return list(itertools.islice(itertools.cycle(rows), count))
+
+
+def _takes(reference: Runner, rows: Sequence[Feeds]) -> bool:
+    """Whether these rows are valid inputs, as far as the model itself says."""
+    try:
+        reference.run(joined(rows))
+    except EngineError:
+        return False
+    return True
 
 
 def _feeds(order: VerifyOrder, traits: EngineTraits) -> tuple[list[Feeds], str]:
     """What to run on, and where it comes from, in words."""
-    golden = sorted(Path(order.folder, "golden").glob("*.npz"))
-    limit = order.manifest.verify.inputs
-    if golden:
-        found = [feed for file in golden for feed in golden_feeds(file, traits)]
-        if found:
-            return found, f"{len(golden)} file(s) of golden inputs"
     manifest = order.manifest
-    generated = generate(traits, manifest.preprocessing, manifest.build.shapes, limit, manifest.verify.ranges)
-    return generated, f"generated, seed {SEED}"
+    _check_ranges(traits, manifest.verify.ranges)
+    golden = sorted(Path(order.folder, "golden").glob("*.npz"))
+    if golden:
+        return [
+            feed for file in golden for feed in golden_feeds(file, traits)
+        ], f"{len(golden)} file(s) of golden inputs"
+    limit, ranges = manifest.verify.inputs, manifest.verify.ranges
+    return generate(traits, manifest.preprocessing, manifest.build.shapes, limit, ranges), f"generated, seed {SEED}"
 
 
 def golden_feeds(file: Path, traits: EngineTraits) -> Iterator[Feeds]:
     """Runs from a file of golden inputs, in batches that the engine takes. VerificationError for one that does not fit."""
+    place = f"golden/{file.name}"
+    arrays: Feeds = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {spec.name: archive[spec.name] for spec in traits.inputs if spec.name in archive.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise VerificationError(f"golden/{file.name} cannot be read") from error
-    missing = [spec.name for spec in traits.inputs if spec.name not in arrays]
-    if missing:
-        raise VerificationError(f"golden/{file.name} has no array {missing[0]!r}")
+        with Archive(file, place) as archive:
+            for spec in traits.inputs:
+                if spec.name not in archive.names:
+                    raise VerificationError(f"{place} has no array {spec.name!r}")
+                arrays[spec.name] = archive[spec.name]
+    except ArrayError as error:
+        raise VerificationError(str(error)) from error
     for spec in traits.inputs:
         array = arrays[spec.name]
         if array.ndim != len(spec.shape) or any(
             want not in (-1, size) for want, size in zip(spec.shape, array.shape, strict=True)
         ):
             raise VerificationError(
-                f"golden/{file.name}: input {spec.name!r} has shape {list(spec.shape)}, {list(array.shape)} came"
+                f"{place}: input {spec.name!r} has shape {list(spec.shape)}, {list(array.shape)} came"
             )
+        try:
+            arrays[spec.name] = as_input(array, spec)
+        except ArrayError as error:
+            raise VerificationError(f"{place}: {error}") from error
     if not traits.batched:
         yield arrays
         return
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        raise VerificationError(f"{place}: its arrays have different numbers of rows: {said}")
+    if not row_count(arrays):
+        raise VerificationError(f"{place} holds no row")
     for start in range(0, row_count(arrays), traits.max_batch_size):
         yield {name: array[start : start + traits.max_batch_size] for name, array in arrays.items()}
+
+
+def _check_ranges(traits: EngineTraits, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """VerificationError for a range of an unknown input, upside down, or of values that its datatype cannot hold."""
+    specs = {spec.name: spec for spec in traits.inputs}
+    for name, bounds in ranges.items():
+        low, high = bounds
+        if name not in specs:
+            names = ", ".join(map(repr, specs))
+            raise VerificationError(f"[verify] ranges names {name!r}, which is no input of the model; it has {names}")
+        if not low <= high:
+            raise VerificationError(
+                f"[verify] ranges: {name!r} has its lowest value {low:g} above its highest, {high:g}"
+            )
+        if specs[name].datatype is DataType.BYTES:
+            raise VerificationError(f"[verify] ranges: input {name!r} takes strings, which have no range")
+        try:
+            as_input(np.array(bounds, np.float64), specs[name])
+        except ArrayError as error:
+            raise VerificationError(
+                f"[verify] ranges: input {name!r} is {specs[name].datatype.value}, which does not hold {low:g} to {high:g}"
+            ) from error
 
 
 def generate(
@@ -310,11 +376,7 @@ def generate(
     can invent, and for bounds that are none.
     """
     ranges = ranges or {}
-    for name, (low, high) in ranges.items():
-        if not low <= high:
-            raise VerificationError(
-                f"[verify] ranges: {name!r} has its lowest value {low:g} above its highest, {high:g}"
-            )
+    _check_ranges(traits, ranges)
     random = np.random.default_rng(SEED)
     rows = min(count, traits.max_batch_size) if traits.batched else 1
     runs = max(len(SIZES) if shapes else 1, -(-count // rows))
@@ -356,8 +418,10 @@ def _noise(
     if bounds is not None:
         low, high = bounds
         if kind.kind == "f":
-            return random.uniform(low, high, shape).astype(kind)
-        return random.integers(int(low), int(high), shape, endpoint=True).astype(kind)
+            # not uniform(low, high), whose difference may overflow
+            share = random.random(shape)
+            return (low * (1 - share) + high * share).astype(kind)
+        return random.integers(int(low), int(high), shape, kind, endpoint=True)
     try:
         image_layout(spec, preprocessing)
     except SampleError:
@@ -374,97 +438,3 @@ def _noise(
     if kind.kind == "f":
         return random.standard_normal(shape).astype(kind)
     return random.integers(0, 2, shape).astype(kind)
-
-
-def _metrics(
-    order: VerifyOrder, reference: Runner, candidate: Runner
-) -> tuple[Classification | Regression, Classification | Regression] | None:
-    """The task's metric of both on labelled samples, if there are any."""
-    place = sample_folder(Path(order.folder), order.manifest)
-    if place is None:
-        return None
-    try:
-        source = SampleSource(
-            place, reference.traits.inputs, order.manifest.preprocessing, order.labels, limit=MAX_SAMPLES
-        )
-        samples = [sample for sample in source if sample.label >= 0 or sample.target is not None]
-    except SampleError as error:
-        raise VerificationError(str(error)) from error
-    if not samples:
-        return None
-    first = measure(samples, _predict(reference, samples), order.labels)
-    return first, measure(samples, _predict(candidate, samples), order.labels)
-
-
-def sample_folder(folder: Path, manifest: ModelManifest) -> Path | None:
-    """Where labelled samples lie: as the manifest says, or golden files with labels. VerificationError if it is not there."""
-    named = manifest.verify.samples
-    if named:
-        place = (folder / named).resolve()
-        if not place.is_relative_to(folder.resolve()):
-            raise VerificationError(f"[verify] samples names {named!r}, outside the model's folder")
-        if not place.exists():
-            raise VerificationError(f"[verify] samples names {named!r}, which is not there")
-        return place
-    golden = folder / "golden"
-    return golden if any(golden.glob("*.npz")) else None
-
-
-def _predict(runner: Runner, samples: Sequence[Sample]) -> list[NDArray[Any]]:
-    """The first output for every sample, a row each."""
-    name = runner.traits.outputs[0].name
-    fixed = [spec.shape[0] for spec in runner.traits.inputs if spec.shape]
-    step = runner.traits.max_batch_size if runner.traits.batched else max(1, *fixed)
-    found: list[NDArray[Any]] = []
-    for start in range(0, len(samples), step):
-        chunk = samples[start : start + step]
-        try:
-            feeds = {key: np.concatenate([sample.inputs[key] for sample in chunk]) for key in chunk[0].inputs}
-        except ValueError:
-            found += [runner.run(sample.inputs)[name][0] for sample in chunk]
-            continue
-        if not runner.traits.batched and len(chunk) < step:
-            # a model of a fixed batch takes no fewer rows: the last one stands in, and its answers are dropped
-            feeds = {key: np.concatenate([rows, rows[-1:].repeat(step - len(chunk), 0)]) for key, rows in feeds.items()}
-        found += list(runner.run(feeds)[name][: len(chunk)])
-    return found
-
-
-def measure(
-    samples: Sequence[Sample], predictions: Sequence[NDArray[Any]], labels: Sequence[str]
-) -> Classification | Regression:
-    """The metric that the samples call for: by their targets, or else by their labels.
-
-    An output of one value a row is taken as the class itself (integers) or as the probability of class 1 (floats).
-    """
-    if samples[0].target is not None:
-        return regression([np.asarray(sample.target) for sample in samples], predictions)
-    return classification([sample.label for sample in samples], [predicted_class(row) for row in predictions], labels)
-
-
-def predicted_class(row: NDArray[Any]) -> int:
-    """The class that one row of scores means."""
-    flat = np.asarray(row).reshape(-1)
-    if flat.size > 1:
-        return int(np.argmax(flat))
-    return int(flat[0] >= 0.5) if flat.dtype.kind == "f" else int(flat[0])
-
-
-def _drop(
-    reference: Classification | Regression, candidate: Classification | Regression, allowed: Tolerance
-) -> list[str]:
-    limit = allowed.metric_drop
-    if isinstance(reference, Classification) and isinstance(candidate, Classification):
-        drop = reference.accuracy - candidate.accuracy
-        if drop > limit + 1e-12:
-            return [
-                f"accuracy falls from {reference.accuracy:.4f} to {candidate.accuracy:.4f}; a drop of {limit:g} is allowed"
-            ]
-        return []
-    assert isinstance(reference, Regression)
-    assert isinstance(candidate, Regression)
-    if candidate.mse > reference.mse * (1 + limit) + 1e-12:
-        return [
-            f"mean squared error grows from {reference.mse:.4g} to {candidate.mse:.4g}; a growth of {limit:.0%} is allowed"
-        ]
-    return []

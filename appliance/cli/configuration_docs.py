@@ -109,6 +109,7 @@ DESCRIPTIONS: dict[str, str] = {
     "verify.mean_absolute": "Largest mean absolute error; 0: the precision's default.",
     "verify.max_relative": "Largest relative error; 0: the precision's default.",
     "verify.min_cosine": "Least cosine between an output and the reference's; 0: the precision's default.",
+    "verify.mismatch": "Largest share of unequal elements in outputs that are no floats; 0: the precision's default.",
     "verify.metric_drop": "Largest loss of accuracy on labelled samples, as a share; 0: the precision's default.",
     "verify.ranges": "lowest and highest value of generated inputs by name: `ids = [0, 30521]`.",
     "verify.samples": "Folder with a subfolder per label, or an .npz, beside model.toml.",

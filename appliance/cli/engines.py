@@ -434,16 +434,24 @@ def say_report(report: Report) -> None:
 
 
 def _say_numbers(report: Report) -> None:
+    from appliance.building.comparison import shown
+
     print_table(
         ("OUTPUT", "MAX ABS", "MEAN ABS", "MAX REL", "COSINE", "UNEQUAL", ""),
         [
             (
                 output.name,
-                f"{output.max_absolute:.3g}",
-                f"{output.mean_absolute:.3g}",
-                f"{output.max_relative:.3g}",
-                f"{output.cosine:.6f}",
-                f"{output.mismatch:.2%}",
+                *(
+                    ("", "", "", "", "")
+                    if output.problem
+                    else (
+                        shown(output.max_absolute, ".3g"),
+                        shown(output.mean_absolute, ".3g"),
+                        shown(output.max_relative, ".3g"),
+                        f"{output.cosine:.6f}",
+                        f"{output.mismatch:.2%}",
+                    )
+                ),
                 output.problem,
             )
             for output in report.outputs
@@ -459,10 +467,11 @@ def _say_numbers(report: Report) -> None:
 
 
 def _shares(metric: Any) -> tuple[str, ...]:
-    from appliance.building.comparison import Classification, Regression
+    from appliance.building.comparison import Classification, Regression, shown
 
     if isinstance(metric, Classification):
-        return (f"accuracy {metric.accuracy:.4f}, F1 {metric.f1:.4f} ({metric.samples} samples)",)
+        undecided = f", {metric.undecided} NaN" if metric.undecided else ""
+        return (f"accuracy {metric.accuracy:.4f}, F1 {metric.f1:.4f} ({metric.samples} samples{undecided})",)
     if isinstance(metric, Regression):
-        return (f"MSE {metric.mse:.4g}, MAE {metric.mae:.4g} ({metric.samples} samples)",)
+        return (f"MSE {shown(metric.mse, '.4g')}, MAE {shown(metric.mae, '.4g')} ({metric.samples} samples)",)
     return ("",)

@@ -96,7 +96,16 @@ def _say_verification(record: dict[str, Any]) -> None:
 
     if not record["serves"]:
         typer.echo(f"an engine was built and does not serve: {record['engine']}")
-    say_report(msgspec.convert(record["report"], Report))
+    try:
+        found = msgspec.convert(record["report"], Report)
+    except msgspec.ValidationError as error:
+        raise CommandError(
+            Exit.FAILED,
+            "REPORT",
+            f"the verification's report is of another version of the appliance: {error}",
+            "make it anew: `appliance verify NAME`",
+        ) from error
+    say_report(found)
     if record["page"]:
         note(f"report: {record['page']}")
 

@@ -273,6 +273,7 @@ def _places() -> tuple[tuple[str, str], ...]:
 def made_requests(session: Session, trial: Trial) -> tuple[tuple[bytes, ...], ...]:
     """Requests of one row: golden inputs, else the noise that the verification uses."""
     from appliance.building import verification
+    from appliance.building.rows import row_count
     from appliance.building.runner import to_wire
     from appliance.cli.payloads import Input, zmq_frames
     from appliance.core.tensor import TensorSpec, datatype_of
@@ -290,7 +291,7 @@ def made_requests(session: Session, trial: Trial) -> tuple[tuple[bytes, ...], ..
         raise CommandError(Exit.FAILED, "NO_INPUTS", f"{session.folder.name}: {error}") from error
     found = []
     for feed in feeds:
-        count = verification.row_count(feed) if rows else 1
+        count = row_count(feed) if rows else 1
         for row in range(count):
             inputs = []
             for spec in specs:

@@ -103,14 +103,16 @@ class VerifyManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What an engine may differ from the reference by; 0 means the default of its precision (docs/compiling.md).
 
     `samples` is a folder with one subfolder per label, or an .npz, beside `model.toml`; `metric_drop` is the largest loss of
-    accuracy (classification), or growth of the mean squared error (regression), that is accepted, as a share. `ranges` are the
-    lowest and highest values of generated inputs by name, as for the ids of an embedding.
+    accuracy (classification), or growth of the mean squared error (regression), that is accepted, as a share; `mismatch` the
+    largest share of unequal elements in outputs of integers, booleans and strings. `ranges` are the lowest and highest values of
+    generated inputs by name, as for the ids of an embedding.
     """
 
     max_absolute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     mean_absolute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     max_relative: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     min_cosine: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    mismatch: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     metric_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     samples: str = ""
     ranges: dict[str, tuple[float, float]] = {}

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from appliance.building.comparison import DEFAULTS, Tolerance, classification, compare, regression, tolerance
+from appliance.building.comparison import (
+    DEFAULTS,
+    OutputComparison,
+    Tolerance,
+    classification,
+    compare,
+    regression,
+    tolerance,
+)
 from appliance.core.manifest import VerifyManifest
 
 ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3), elements=st.floats(-1e6, 1e6, width=32))
@@ -68,9 +77,34 @@ def test_a_nan_error_never_passes() -> None:
     assert compare("y", "FP32", [np.array([np.nan])], [np.array([1.0])]).failures(limit)
 
 
+def test_where_nothing_is_finite_nothing_agrees() -> None:
+    found = compare("y", "FP32", [np.array([np.nan, np.inf])], [np.array([np.nan, np.inf])])
+    assert found.failures(DEFAULTS["int8"]) == [
+        "output 'y': none of the reference's 2 values is finite: nothing could be compared"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found"), [([0.0, 0.0], [0.0, 1e-6]), ([1e308, 1e308], [-1e308, 1e308]), ([5e-324, 0.0], [1e10, 0.0])]
+)
+def test_an_error_that_is_no_number_is_within_no_limit_and_survives_json(
+    expected: list[float], found: list[float]
+) -> None:
+    compared = compare("y", "FP64", [np.array(expected)], [np.array(found)])
+    assert compared.max_relative is None
+    assert any("largest relative error is not finite" in text for text in compared.failures(Tolerance(1e9, 0, 1, 1)))
+    assert msgspec.json.decode(msgspec.json.encode(compared), type=OutputComparison) == compared
+
+
+def test_the_cosine_of_very_large_and_very_small_answers_is_one() -> None:
+    for size in (1e300, 1e-300):
+        array = np.array([1.0, 2.0]) * size
+        assert compare("y", "FP64", [array], [array.copy()]).cosine == pytest.approx(1)
+
+
 def test_the_manifest_overrides_the_precisions_defaults() -> None:
-    chosen = tolerance("fp16", VerifyManifest(max_absolute=0.5, min_cosine=0.5))
-    assert (chosen.max_absolute, chosen.min_cosine) == (0.5, 0.5)
+    chosen = tolerance("fp16", VerifyManifest(max_absolute=0.5, min_cosine=0.5, mismatch=1e-9, metric_drop=0.25))
+    assert (chosen.max_absolute, chosen.min_cosine, chosen.mismatch, chosen.metric_drop) == (0.5, 0.5, 1e-9, 0.25)
     assert chosen.max_relative == DEFAULTS["fp16"].max_relative
 
 
@@ -102,6 +136,18 @@ def test_metrics_are_shares_and_the_confusion_counts_everything(pairs: list[tupl
         assert 0 <= value <= 1
     assert sum(map(sum, found.confusion)) == len(pairs)
     assert found.accuracy == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+
+
+def test_an_answer_that_is_no_class_is_wrong_and_in_no_column() -> None:
+    found = classification([0, 0, 1], [0, -1, 1])
+    assert (found.accuracy, found.undecided) == (pytest.approx(2 / 3), 1)
+    assert found.confusion == ((1, 0), (0, 1))
+    assert (found.classes[0].recall, found.classes[0].support) == (0.5, 2)
+
+
+def test_an_error_that_is_not_finite_is_none() -> None:
+    found = regression([np.zeros(2)], [np.array([1.0, np.nan])])
+    assert (found.mse, found.mae) == (None, None)
 
 
 def test_regression_as_worked_out_by_hand() -> None:

@@ -105,3 +105,29 @@ def test_top_k_and_percentiles_are_what_they_are_called() -> None:
     assert times is not None
     assert (times.p50, times.largest) == (pytest.approx(2), pytest.approx(3))
     assert latency([]) is None
+
+
+async def test_answers_of_nan_are_no_class_and_no_success() -> None:
+    async def nothing(inputs: Arrays) -> Arrays:
+        return {"y": np.full_like(inputs["x"], np.nan)}
+
+    found = judge(await _ask(nothing, count=8), model="m", version="1", address="a", output="y", top=[1, 4])
+    assert isinstance(found.metric, Classification)
+    assert (found.metric.accuracy, found.metric.undecided, found.top_k) == (0, 8, {1: 0, 4: 0})
+    assert found.problems() == ["8 of 8 answers are no class: NaN among the scores"]
+
+
+def test_a_squared_error_that_is_no_number_is_within_no_limit() -> None:
+    samples = [Sample({"x": EYE[:1]}, -1, "s", EYE[0])]
+    answers = Answers(samples, [{"y": EYE[0] * np.nan}], (), [0.1], 0.1)
+    found = judge(answers, model="m", version="1", address="a", output="y")
+    assert found.problems() == found.problems(max_mse=0.5) == ["the mean squared error is not finite"]
+    assert "not finite" in report.evaluation_page(found, [])
+
+
+async def test_limits_and_labels_that_do_not_fit_the_answers_are_said() -> None:
+    answers = await _ask(_same, count=8)
+    found = judge(answers, model="m", version="1", address="a", output="y")
+    assert "no mean squared error" in found.problems(max_mse=1)[0]
+    with pytest.raises(ValueError, match="2 labels, and its answers have 4 scores"):
+        judge(answers, model="m", version="1", address="a", output="y", labels=("a", "b"))

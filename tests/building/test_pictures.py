@@ -120,6 +120,10 @@ def test_an_archive_gives_rows_labels_and_targets(tmp_path: Path) -> None:
     [
         ({"z": np.zeros((1, 4, 4, 1))}, "has no array 'x'; it holds z"),
         ({"x": np.zeros((2, 4, 4, 1)), "y": np.zeros(3, int)}, "different numbers of rows"),
+        ({"x": np.full((2, 4, 4, 1), "a")}, r"a\.npz: input 'x' is FP32, an array of strings"),
+        ({"x": np.zeros((2, 4, 4, 1)), "y": np.array([0, 0.5])}, r"whole number a row.*0\.5 came in row 1"),
+        ({"x": np.zeros((2, 4, 4, 1)), "y": np.array([0, -2])}, r"whole number a row.*-2 came in row 1"),
+        ({"x": np.zeros((2, 4, 4, 1)), "target": np.array([0, np.inf])}, "'target' must hold finite numbers"),
         ({"x": np.zeros((2, 5, 4, 1))}, r"has shape \[-1, 4, 4, 1\], \[1, 5, 4, 1\] came"),
     ],
 )
@@ -133,6 +137,20 @@ def test_an_archive_of_pickles_is_not_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], dtype=object))
     with pytest.raises(SampleError, match="its array 'x' cannot be read"):
         list(SampleSource(tmp_path / "a.npz", [GREY], PLAIN))
+
+
+def test_an_archive_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 4, 4, 1)))
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:300])
+    source = SampleSource(tmp_path / "a.npz", [GREY], PLAIN)
+    for use in (len, list):
+        with pytest.raises(SampleError, match=r"a\.npz is no \.npz that can be read"):
+            use(source)
+
+
+def test_whole_numbers_are_labels_whatever_their_datatype(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 4, 4, 1)), labels=np.array([[2.0], [-1.0], [0.0]]))
+    assert [sample.label for sample in SampleSource(tmp_path / "a.npz", [GREY], PLAIN)] == [2, -1, 0]
 
 
 def test_a_folder_that_is_no_label_and_places_that_hold_nothing_are_named(tmp_path: Path) -> None:

@@ -277,3 +277,181 @@ def test_values_that_are_not_finite_fail_unless_the_reference_has_them_too(tmp_p
     whole, holed = divided("a.onnx", 1), divided("b.onnx", 0)
     assert "not finite" in verify(_order(whole, holed)).failures[0]
     assert verify(_order(holed, holed)).passed
+
+
+def _roots(file: Path, weights: list[float]) -> Path:
+    """y = root of x W: not a number where that is below 0."""
+    return graphs.write(
+        file,
+        [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Sqrt", ["a"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 4])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+        {"w": np.array(weights, np.float32)[:, np.newaxis]},
+    )
+
+
+def _golden(folder: Path, **arrays: object) -> None:
+    (folder / "golden").mkdir()
+    np.savez(folder / "golden" / "a.npz", **arrays)  # type: ignore[arg-type]  # arrays by name
+
+
+@pytest.mark.parametrize("labels", [{"target": np.full((8, 1), 0.014)}, {"labels": np.zeros(8, int)}])
+def test_a_candidate_that_answers_nan_on_the_samples_only_fails(tmp_path: Path, labels: dict[str, np.ndarray]) -> None:
+    rows = np.random.default_rng(1).random((8, 4), np.float32) + 1
+    rows[:, 3] = 0
+    _golden(tmp_path, x=rows)
+    np.savez(tmp_path / "s.npz", x=np.ones((8, 4), np.float32), **labels)
+    files = _roots(tmp_path / "a.onnx", [1, 1, 1, -2.9998]), _roots(tmp_path / "b.onnx", [1, 1, 1, -3.0002])
+    found = verify(_order(*files, precision="int8", verify=VerifyManifest(samples="s.npz")))
+    assert found.outputs[0].max_relative == 0
+    assert (
+        "on the samples: output 'y': 8 values are not finite where the reference is, or the reverse" in found.failures
+    )
+    assert any("the mean squared error must be a number" in text for text in found.failures) == ("target" in labels)
+    assert not found.passed
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Report) == found
+    assert "not finite" in report.page(found)
+    assert found.summary
+
+
+def test_answers_of_nan_alone_are_no_agreement(tmp_path: Path) -> None:
+    model = _roots(tmp_path / "a.onnx", [1, 1, 1, 1])
+    _golden(tmp_path, x=-np.ones((2, 4), np.float32))
+    assert "nothing could be compared" in verify(_order(model, model)).failures[0]
+
+
+@pytest.mark.parametrize("value", [1, 7, 0])
+def test_rows_that_depend_on_their_batch_are_found_on_a_single_golden_row(tmp_path: Path, value: float) -> None:
+    model = graphs.mixes_rows(tmp_path / "m.onnx")
+    _golden(tmp_path, x=np.full((1, 4), value, np.float32))
+    found = verify(_order(model, model))
+    assert [text for text in found.failures if text.startswith("alone and in a batch: output 'y'")]
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Report) == found
+    assert "not finite" in report.page(found)
+
+
+def test_rows_that_depend_on_their_batch_are_found_on_a_single_generated_row(tmp_path: Path) -> None:
+    model = graphs.mixes_rows(tmp_path / "m.onnx")
+    assert not verify(_order(model, model, verify=VerifyManifest(inputs=1))).passed
+    assert verify(_order(model, model, batching=BatchingManifest(max_batch_size=1))).passed
+
+
+def test_a_single_row_is_varied_in_the_inputs_that_allow_it(tmp_path: Path) -> None:
+    """Row i takes the element at its index: an index beyond the end is refused, so both inputs at once are."""
+    model = graphs.write(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "m"], ["d"]),
+            helper.make_node("Gather", ["table", "i"], ["g"]),
+            helper.make_node("Add", ["d", "g"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1]), "i": (TensorProto.INT64, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+        {"table": np.array([3], np.float32)},
+    )
+    _golden(tmp_path, x=np.ones((1, 1), np.float32), i=np.zeros((1, 1), np.int64))
+    found = verify(_order(model, model))
+    assert [text for text in found.failures if text.startswith("alone and in a batch: output 'y'")]
+
+
+def test_a_single_row_that_the_model_takes_no_variation_of_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    model = graphs.write(
+        tmp_path / "s.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        {"x": (TensorProto.STRING, ["batch", 2])},
+        {"y": (TensorProto.STRING, ["batch", 2])},
+    )
+    _golden(tmp_path, x=np.array([["a", "a"]]))
+    with pytest.raises(VerificationError, match="at least two that differ"):
+        verify(_order(model, model))
+
+
+def test_damaged_golden_inputs_are_named(tmp_path: Path) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    _golden(tmp_path, x=np.zeros((9, 4), np.float32))
+    file = tmp_path / "golden" / "a.npz"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(VerificationError, match=r"golden/a\.npz is no \.npz that can be read"):
+        verify(_order(model, model))
+
+
+def _sum(file: Path) -> Path:
+    return graphs.write(
+        file,
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        {"a": (TensorProto.FLOAT, ["batch", 4]), "b": (TensorProto.FLOAT, ["batch", 4])},
+        {"y": (TensorProto.FLOAT, ["batch", 4])},
+    )
+
+
+def test_golden_arrays_of_different_lengths_are_named_with_them(tmp_path: Path) -> None:
+    model = _sum(tmp_path / "a.onnx")
+    _golden(tmp_path, a=np.zeros((4, 4)), b=np.zeros((2, 4)))
+    with pytest.raises(VerificationError, match=r"golden/a\.npz: .* different numbers of rows: 'a' 4, 'b' 2"):
+        verify(_order(model, model))
+
+
+def test_a_golden_file_without_rows_is_no_reason_to_make_some_up(tmp_path: Path) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    _golden(tmp_path, x=np.zeros((0, 4), np.float32))
+    with pytest.raises(VerificationError, match=r"golden/a\.npz holds no row"):
+        verify(_order(model, model))
+
+
+def test_golden_inputs_of_an_unbatched_model_need_no_rows(tmp_path: Path) -> None:
+    model = graphs.write(
+        tmp_path / "a.onnx",
+        [helper.make_node("Mul", ["a", "b"], ["y"])],
+        {"a": (TensorProto.FLOAT, []), "b": (TensorProto.FLOAT, [3])},
+        {"y": (TensorProto.FLOAT, [3])},
+    )
+    _golden(tmp_path, a=np.float32(2), b=np.ones(3, np.float32))
+    assert verify(_order(model, model)).passed
+
+
+@pytest.mark.parametrize(
+    ("arrays", "labels", "said"),
+    [
+        ({}, (), r"\[verify\] samples names 's\.npz', where nothing has a label or a target"),
+        ({"labels": np.array([0, 1, 99])}, (), r"s\.npz\[2\] has the label 99, the classes are 0 to 3"),
+        ({"labels": np.array([0, 1, 2])}, ("a", "b"), "2 labels, and its answers have 4 scores"),
+        ({"labels": np.array([0.5, 1, 2])}, (), r"'labels' must hold a whole number a row.*; 0\.5 came in row 0"),
+        ({"labels": np.array(["a", "b", "c"])}, (), "'labels' must hold a whole number a row"),
+        ({"labels": np.eye(3)}, (), r"'labels' must hold a whole number a row.* of shape \[3, 3\] came"),
+        ({"target": np.full((3, 4), np.nan)}, (), "'target' must hold finite numbers"),
+        ({"target": np.zeros((3, 5))}, (), "a target has 5 values and its prediction 4"),
+    ],
+)
+def test_samples_that_give_no_metric_are_refused_with_the_reason(
+    tmp_path: Path, arrays: dict[str, np.ndarray], labels: tuple[str, ...], said: str
+) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    np.savez(tmp_path / "s.npz", x=np.ones((3, 4), np.float32), **arrays)
+    order = _order(model, model, verify=VerifyManifest(samples="s.npz"))
+    with pytest.raises(VerificationError, match=said):
+        verify(msgspec.structs.replace(order, labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ({"nope": (0, 1)}, "names 'nope', which is no input of the model; it has 'i', 'h'"),
+        ({"i": (0, 300)}, "'i' is INT8, which does not hold 0 to 300"),
+        ({"i": (0.5, 1)}, "'i' is INT8, which does not hold 0.5 to 1"),
+        ({"h": (0, 1e6)}, r"'h' is FP16, which does not hold 0 to 1e\+06"),
+    ],
+)
+def test_ranges_of_nothing_and_beyond_the_datatype_are_refused(
+    ranges: dict[str, tuple[float, float]], said: str
+) -> None:
+    traits = _traits(TensorSpec("i", DataType.INT8, (-1, 2)), TensorSpec("h", DataType.FP16, (-1, 2)))
+    with pytest.raises(VerificationError, match=said):
+        generate(traits, PreprocessingManifest(), {}, 4, ranges)
+
+
+def test_ranges_of_nothing_are_refused_beside_golden_inputs_too(tmp_path: Path) -> None:
+    model = _linear(tmp_path, "a", IDENTITY)
+    _golden(tmp_path, x=np.ones((2, 4), np.float32))
+    with pytest.raises(VerificationError, match="names 'nope'"):
+        verify(_order(model, model, verify=VerifyManifest(ranges={"nope": (0, 1)})))

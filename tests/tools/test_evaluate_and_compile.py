@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.building import graphs
 from tests.e2e.house import ROOT, House
 from tools import compile_model, evaluate
 
@@ -44,6 +45,30 @@ def test_nobody_at_the_address_and_no_samples_have_their_own_exits(tmp_path: Pat
     assert evaluate.main(["digits", "tcp://127.0.0.1:9", str(GOLDEN), "--timeout", "0.2"]) == 3
 
 
+def refused(folder: Path) -> list[tuple[list[str], str]]:
+    """Arguments that fit the example model in no way, and what is said about each."""
+    cut, labels = folder / "cut.npz", folder / "labels.txt"
+    cut.write_bytes(GOLDEN.read_bytes()[:3000])
+    labels.write_text("a\nb\n")
+    other = graphs.linear(folder / "other.onnx", np.eye(4), np.zeros(4))
+    return [
+        ([str(cut)], "cut.npz is no .npz that can be read"),
+        ([str(GOLDEN), "--labels", str(labels)], "2 labels, and its answers have 10 scores"),
+        ([str(GOLDEN), "--reference", str(other)], "its inputs are x FP32, not"),
+    ]
+
+
+def test_a_model_whose_rows_depend_on_their_batch_is_reported_and_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = graphs.mixes_rows(tmp_path / "m.onnx")
+    out = tmp_path / "e"
+    assert compile_model.main([str(model), "--output", str(out), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["report"]["invariance"][0]
+    assert (found["max_relative"], found["max_absolute"] > 0) == (None, True)
+    assert {file.name for file in out.iterdir()} == {"verification.json", "verification.html"}
+
+
 @pytest.mark.parametrize("way", ["http", "ipc"])
 def test_a_running_appliance_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
     house = House(tmp_path / "house")
@@ -63,6 +88,10 @@ def test_a_running_appliance_is_measured(tmp_path: Path, capsys: pytest.CaptureF
         assert evaluate.main(["digits", address, str(GOLDEN), "--min-accuracy", "1.01"]) == 1
         assert evaluate.main(["digits", address, str(tmp_path / "nothing")]) == 2
         assert evaluate.main(["unknown", address, str(GOLDEN)]) != 0
+        capsys.readouterr()
+        for given, said in refused(tmp_path):
+            assert evaluate.main(["digits", address, *given]) == 2
+            assert said in capsys.readouterr().err
         assert house.stop() == 0
     finally:
         house.finish()
