@@ -164,6 +164,25 @@ def test_an_altered_engine_is_never_loaded_and_is_built_anew(house: House) -> No
     assert file.read_bytes() != bytes(data)
 
 
+def test_an_engine_that_is_altered_while_it_serves_is_not_loaded_when_its_worker_dies(house: House) -> None:
+    _int8(house)
+    house.start()
+    house.wait_for("model.state", model="digits", state="UNLOADED")
+    (file,) = (house.models / ".engines" / "digits").glob("*/model.onnx")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    (pid,) = house.worker_pids("digits")
+    psutil.Process(pid).kill()
+    house.wait_for("engine.discarded", model="digits")
+    assert "worker.replaced" not in [entry["event"] for entry in house.log]
+    # as it is first, and then with an engine that was made anew
+    house.wait_for("model.state", model="digits", state="VERIFYING")
+    house.wait_for("model.state", model="digits", state="UNLOADED")
+    assert _parameters(house)["appliance.engine"] == "int8"
+    assert file.read_bytes() != bytes(data)
+
+
 def test_what_cannot_be_built_leaves_the_model_serving_and_says_why(house: House) -> None:
     _int8(house, '[build]\ncalibration = "nowhere"\n')
     house.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from appliance.core.errors import unavailable
+from appliance.core.request import ModelName
 from appliance.lifecycle.compiler import Artifact, OnProgress
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 
@@ -18,6 +19,7 @@ class FakeCompiler:
         self.release = asyncio.Event()
         self.builds = 0
         self.discarded: list[tuple[str, str]] = []
+        self.altered: set[str] = set()
 
     def wanted(self, folder: ModelFolder, version: VersionFolder) -> str:
         return "better"
@@ -36,6 +38,9 @@ class FakeCompiler:
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
         return artifact
+
+    async def intact(self, model: ModelName, artifact: Artifact) -> bool:
+        return artifact.key not in self.altered
 
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         self.discarded.append((artifact.key, reason))
