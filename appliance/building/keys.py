@@ -14,6 +14,7 @@ import msgspec
 from appliance.building.builder import RECIPE
 from appliance.building.orders import BuildError, Outcome, Target
 from appliance.building.store import EngineStore, Entry, StoreError, file_digest, key_digest
+from appliance.building.version_files import version_files
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ def engine_key(target: Target) -> dict[str, str]:
         "onnxruntime": library_version("onnxruntime"),
         "onnx": library_version("onnx"),
     }
-    for file in sorted(Path(target.source).parent.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            key[f"file {file.name}"] = file_digest(file)
+    files, links = version_files(Path(target.source).parent)
+    key |= {f"file {name}": file_digest(file) for name, file in files.items()}
+    key |= {f"link {name}": place for name, place in links.items()}
     if manifest.precision == "int8":
         key["calibration"] = (
             f"{build.calibration_method} {build.calibration_samples} {_tree(calibration_folder(target))}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance.building.version_files import version_files
 from appliance.config import ConfigError, decode_toml
 from appliance.core.manifest import MODEL_NAME_PATTERN, ModelManifest
 from appliance.core.request import ModelName
@@ -131,10 +132,18 @@ def _version(path: Path, manifest: ModelManifest, common: str) -> VersionFolder:
     for file_name, engine in ENGINE_FILES.items():
         file = path / file_name
         if manifest.engine in ("", engine, *BUILT_ENGINES) and file.is_file():
-            stamps = sorted((child.name, child.stat().st_size, child.stat().st_mtime_ns) for child in path.iterdir())
-            fingerprint = hashlib.sha256(repr((common, stamps)).encode()).hexdigest()
-            return VersionFolder(version, engine, str(file.resolve()), fingerprint)
+            return VersionFolder(version, engine, str(file.resolve()), _fingerprint(path, common))
     raise ValueError(f"version {version} holds no {' or '.join(ENGINE_FILES)}")
+
+
+def _fingerprint(path: Path, common: str) -> str:
+    """Names, sizes and times of a version's files, wherever they lie in it, and what else counts for it."""
+    files, links = version_files(path)
+    stamps: list[tuple[str, ...] | tuple[str, int, int]] = [
+        (name, (status := file.stat()).st_size, status.st_mtime_ns) for name, file in files.items()
+    ]
+    stamps += links.items()
+    return hashlib.sha256(repr((common, stamps)).encode()).hexdigest()
 
 
 def _words(error: Exception) -> str:

@@ -111,6 +111,16 @@ async def test_other_bytes_of_the_model_or_of_its_external_data_change_the_key(t
     assert len({str(before), str(with_data), str(keys.engine_key(target))}) == 3
 
 
+@pytest.mark.parametrize("name", ["w/weights.bin", "a/b/c/weights.bin", ".w/weights.bin", ".weights"])
+async def test_external_data_counts_in_the_key_wherever_below_the_version_it_lies(target: Target, name: str) -> None:
+    file = Path(target.source).parent / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    before = keys.engine_key(target)
+    file.write_bytes(b"y")
+    assert keys.engine_key(target) != before
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"verify": VerifyManifest(max_relative=0.5)}, {"batching": BatchingManifest(max_batch_size=8)}],
