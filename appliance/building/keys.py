@@ -68,7 +68,10 @@ def shared_key(target: Target) -> dict[str, str]:
 
 
 def gate_digest(target: Target) -> str:
-    """What a verdict depends on besides the engine: the settings, the golden inputs, the samples, the reference's version."""
+    """What a verdict depends on besides the engine: the settings, the golden inputs, the samples, the reference's version.
+
+    And how the engine is run: what is right on the CPU may be wrong on a GPU, or under other settings of its library.
+    """
     manifest = target.manifest
     samples = Path(target.folder, manifest.verify.samples) if manifest.verify.samples else None
     parts = [
@@ -79,6 +82,9 @@ def gate_digest(target: Target) -> str:
         "\n".join(target.labels),
         str(manifest.batching.max_batch_size),
         library_version("onnxruntime"),
+        # where the package for GPUs is not installed, "cuda" may have been the CPU
+        library_version("onnxruntime-gpu"),
+        _encode((manifest.device, manifest.fallback, manifest.onnxruntime, manifest.parameters)),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -101,8 +107,7 @@ def library_version(name: str) -> str:
 
 def as_is_digest(target: Target) -> str:
     """What a verdict on a model that serves as it is depends on. OSError if a file of the model cannot be read."""
-    serving = _encode((target.manifest.device, target.manifest.onnxruntime))
-    return key_digest(engine_key(target) | {"gate": gate_digest(target), "serving": serving})
+    return key_digest(engine_key(target) | {"gate": gate_digest(target)})
 
 
 def golden_digest(target: Target) -> str:

@@ -20,6 +20,7 @@ from appliance.core.manifest import (
     BatchingManifest,
     BuildManifest,
     ModelManifest,
+    OnnxRuntimeManifest,
     PreprocessingManifest,
     VerifyManifest,
 )
@@ -133,6 +134,26 @@ async def test_another_gate_asks_for_a_new_verdict_and_not_for_a_new_engine(
     found = keys.find(_changed(target, **changed))
     assert found is not None
     assert (found.digest, found.verified) == (built.digest, "")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"device": "cuda"},
+        {"device": "cuda:1"},
+        {"fallback": "cpu"},
+        {"onnxruntime": OnnxRuntimeManifest(graph_optimization="disable")},
+        {"onnxruntime": OnnxRuntimeManifest(tf32=True)},
+        {"parameters": {"shape": "4"}},
+    ],
+)
+def test_how_an_engine_is_run_asks_for_a_new_verdict_and_not_for_a_new_engine(
+    target: Target, changed: dict[str, object]
+) -> None:
+    other = _changed(target, **changed)
+    assert keys.engine_key(other) == keys.engine_key(target)
+    assert keys.gate_digest(other) != keys.gate_digest(target)
+    assert keys.as_is_digest(other) != keys.as_is_digest(target)
 
 
 async def test_new_golden_inputs_ask_for_a_new_verdict(target: Target) -> None:
