@@ -70,9 +70,10 @@ def shared_key(target: Target) -> dict[str, str]:
 def gate_digest(target: Target) -> str:
     """What a verdict depends on besides the engine: the settings, the golden inputs, the samples, the reference's version.
 
-    And how the engine is run: what is right on the CPU may be wrong on a GPU, or under other settings of its library.
+    And how the engine is run: what is right on the CPU may be wrong on a GPU, or under other settings of its library. Not by how
+    many threads, which the worker chooses by the cores that it finds, nor how they wait, nor how much memory it may take.
     """
-    manifest = target.manifest
+    manifest, session = target.manifest, target.manifest.onnxruntime
     samples = Path(target.folder, manifest.verify.samples) if manifest.verify.samples else None
     parts = [
         _encode(manifest.verify),
@@ -84,7 +85,7 @@ def gate_digest(target: Target) -> str:
         library_version("onnxruntime"),
         # where the package for GPUs is not installed, "cuda" may have been the CPU
         library_version("onnxruntime-gpu"),
-        _encode((manifest.device, manifest.fallback, manifest.onnxruntime, manifest.parameters)),
+        _encode((manifest.device, manifest.fallback, session.graph_optimization, session.tf32, manifest.parameters)),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -107,7 +108,8 @@ def library_version(name: str) -> str:
 
 def as_is_digest(target: Target) -> str:
     """What a verdict on a model that serves as it is depends on. OSError if a file of the model cannot be read."""
-    return key_digest(engine_key(target) | {"gate": gate_digest(target)})
+    serving = _encode(target.manifest.onnxruntime)
+    return key_digest(engine_key(target) | {"gate": gate_digest(target), "serving": serving})
 
 
 def golden_digest(target: Target) -> str:

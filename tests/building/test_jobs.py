@@ -156,6 +156,14 @@ def test_how_an_engine_is_run_asks_for_a_new_verdict_and_not_for_a_new_engine(
     assert keys.as_is_digest(other) != keys.as_is_digest(target)
 
 
+def test_threads_and_how_they_wait_ask_for_no_new_verdict_on_an_engine(target: Target) -> None:
+    other = _changed(
+        target,
+        onnxruntime=OnnxRuntimeManifest(intra_op_threads=2, inter_op_threads=2, spinning=True, gpu_memory_limit_mb=9),
+    )
+    assert keys.gate_digest(other) == keys.gate_digest(target)
+
+
 async def test_new_golden_inputs_ask_for_a_new_verdict(target: Target) -> None:
     target = _changed(target, build=BuildManifest(calibration="samples"))
     built = await _build(target)
