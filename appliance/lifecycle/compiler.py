@@ -72,5 +72,8 @@ class Compiler(Protocol):
     async def intact(self, model: ModelName, artifact: Artifact) -> bool:
         """Whether its files are, now, what was sealed when it was made: asked before every load of it."""
 
+    async def prune(self, in_use: Callable[[], frozenset[str]]) -> None:
+        """Keep no more than was configured; those whose keys are in use when it begins stay in any case. Never raises."""
+
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         """Keep it no longer: it does not load here any more. Never raises; `make` builds it anew."""

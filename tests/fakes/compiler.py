@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from appliance.core.errors import unavailable
 from appliance.core.request import ModelName
@@ -20,6 +21,7 @@ class FakeCompiler:
         self.builds = 0
         self.discarded: list[tuple[str, str]] = []
         self.altered: set[str] = set()
+        self.pruned: list[frozenset[str]] = []
 
     def wanted(self, folder: ModelFolder, version: VersionFolder) -> str:
         return "better"
@@ -41,6 +43,9 @@ class FakeCompiler:
 
     async def intact(self, model: ModelName, artifact: Artifact) -> bool:
         return artifact.key not in self.altered
+
+    async def prune(self, in_use: Callable[[], frozenset[str]]) -> None:
+        self.pruned.append(in_use())
 
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         self.discarded.append((artifact.key, reason))

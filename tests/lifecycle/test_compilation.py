@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -54,3 +55,25 @@ async def test_what_was_loaded_last_is_the_last_to_be_removed(tmp_path: Path) ->
         os.utime(entry.folder, (day * 86400, day * 86400))
     assert await ModelCompiler(tmp_path, EnginesConfig()).intact(ECHO, artifact(old))
     assert store.prune(old.nbytes) == [new.digest]
+
+
+async def test_what_is_not_in_use_any_more_is_removed_beyond_the_size_that_was_configured(tmp_path: Path) -> None:
+    store = EngineStore(tmp_path)
+    entries = [kept(store, name, 400_000) for name in "abc"]
+    for day, entry in enumerate(entries):
+        os.utime(entry.folder, (day * 86400, day * 86400))
+    compiler = ModelCompiler(tmp_path, EnginesConfig(max_size_mb=1))
+    await compiler.prune(lambda: frozenset({entries[0].digest}))
+    assert {entry.digest for entry in store.entries()} == {entries[0].digest, entries[2].digest}
+
+
+async def test_pruning_waits_for_a_build_and_asks_only_then_what_is_in_use(tmp_path: Path) -> None:
+    entry = kept(EngineStore(tmp_path), "a", 2 << 20)
+    compiler = ModelCompiler(tmp_path, EnginesConfig(max_size_mb=1))
+    in_use: set[str] = set()
+    async with compiler._turn:
+        pruning = asyncio.create_task(compiler.prune(lambda: frozenset(in_use)))
+        await asyncio.sleep(0)
+        in_use.add(entry.digest)
+    await pruning
+    assert entry.model_file.exists()

@@ -40,6 +40,7 @@ class Box:
     def __init__(
         self, folder: Path, compiler: FakeCompiler, memory: MemoryBudget | None = None, instances: int = 1
     ) -> None:
+        self.folder = folder
         (folder / "echo" / "1").mkdir(parents=True)
         (folder / "echo" / "model.toml").write_text(
             f'engine = "loopback"\n[worker]\ninstances = {instances}\n[parameters]\nshape = "4"\n'
@@ -219,3 +220,27 @@ async def test_an_engine_that_waits_for_memory_waits_no_longer_when_its_model_is
     await box.until(lambda: "waits for memory" in box.reason)
     await box.manager.unload(ECHO)
     assert (memory.held, box.serving) == ((), "")
+
+
+async def test_an_engine_that_was_replaced_or_unloaded_is_not_in_use_any_more(make: Callable[..., Box]) -> None:
+    box = make(FakeCompiler(GOOD, made=msgspec.structs.replace(GOOD, key="anew")))
+    box.compiler.release.set()
+    await box.manager.load(ECHO)
+    assert box.manager._engines_in_use() == {"good"}
+    box.compiler.kept = None
+    manifest = box.folder / "echo" / "model.toml"
+    manifest.write_text(f'description = "other"\n{manifest.read_text()}')
+    await box.manager.load(ECHO)
+    await asyncio.gather(*box.manager.models[ECHO].builds)
+    assert (box.serving, box.compiler.pruned) == ("anew", [frozenset({"anew"})])
+    await box.manager.unload(ECHO)
+    assert box.manager._engines_in_use() == frozenset()
+
+
+async def test_an_engine_that_was_found_is_in_use_before_it_is_loaded(make: Callable[..., Box]) -> None:
+    box = make(FakeCompiler(GOOD))
+    folder = box.manager._repository.read(ECHO)
+    assert folder is not None
+    model = box.manager._model(ECHO)
+    await box.manager._builds.find(model, folder)
+    assert box.manager._engines_in_use() == {"good"}
