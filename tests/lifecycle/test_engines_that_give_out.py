@@ -237,6 +237,13 @@ async def test_an_engine_that_was_replaced_or_unloaded_is_not_in_use_any_more(ma
     assert box.manager._engines_in_use() == frozenset()
 
 
+async def test_an_engine_that_was_evicted_is_not_in_use_any_more(make: Callable[..., Box]) -> None:
+    box = make(FakeCompiler(GOOD))
+    await box.manager.load(ECHO)
+    await box.manager._evict(box.manager.resolve(ECHO, Version("1")).owner, "another")
+    assert box.manager._engines_in_use() == frozenset()
+
+
 async def test_an_engine_that_was_found_is_in_use_before_it_is_loaded(make: Callable[..., Box]) -> None:
     box = make(FakeCompiler(GOOD))
     folder = box.manager._repository.read(ECHO)
