@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 import uvloop
 
-from appliance.building import jobs, keys
+from appliance.building import compilation, jobs, keys
 from appliance.building.orders import BuildError, BuildOrder, CheckOrder, Outcome, ProbeOrder, Target, wanted_engine
 from appliance.building.store import SIDECAR
 from appliance.building.verification import Report
@@ -172,6 +174,18 @@ async def test_new_golden_inputs_ask_for_a_new_verdict(target: Target) -> None:
     found = keys.find(target)
     assert found is not None
     assert found.verified == ""
+
+
+def test_a_full_disk_is_said_to_be_one_and_nothing_is_said_against_the_model(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("onnx.save", full)
+    with pytest.raises(BuildError, match=r"^the engines' folder cannot be written: No space left on device$"):
+        compilation.build(target, lambda _phase, _percent: None)
+    assert not list(Path(target.store, "digits").glob(".staging*"))
 
 
 async def test_an_engine_that_misses_its_tolerance_is_kept_as_failed(target: Target) -> None:
