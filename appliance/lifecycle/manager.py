@@ -79,6 +79,11 @@ class Manager:
         self._room = asyncio.Event()
 
     @property
+    def repository(self) -> str:
+        """Which folder it serves: `Repository.identity`."""
+        return self._repository.identity
+
+    @property
     def models(self) -> dict[ModelName, Model]:
         """Every model that was ever asked for or seen on disk."""
         return self._models

@@ -25,6 +25,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 ENGINE_FILES = {"model.onnx": "onnxruntime"}
 """Which engine runs a file of that name as it is; the others are built from it."""
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Numbers of devices and files are alike on boxes that were installed alike; this is not."""
+
 BUILT_ENGINES = ("tensorrt", "tensorrt_rtx")
 
 
@@ -53,6 +56,18 @@ class Repository:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @property
+    def identity(self) -> str:
+        """The same for the same folder on the same box, by whatever path, and no path; empty if it cannot be looked at.
+
+        By it a command sees whether a running appliance serves the folder that the command works on.
+        """
+        try:
+            status, boot = self._path.stat(), BOOT_ID.read_text()
+        except OSError:
+            return ""
+        return hashlib.sha256(f"{boot} {status.st_dev} {status.st_ino}".encode()).hexdigest()[:32]
 
     def scan(self) -> dict[ModelName, ModelFolder]:
         """Every model folder, by name. OSError if the repository itself cannot be read."""

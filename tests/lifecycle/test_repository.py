@@ -98,3 +98,12 @@ def test_a_version_of_more_files_than_a_model_has_is_broken_and_says_so(
     found = Repository(tmp_path).scan()[ModelName("m")]
     assert list(found.versions) == [1]
     assert found.broken[2].startswith("more than 2 files")
+
+
+def test_a_repository_is_known_by_its_folder_and_not_by_its_path(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    (tmp_path / "link").symlink_to(one)
+    assert Repository(one).identity == Repository(tmp_path / "link").identity != Repository(other).identity
+    assert Repository(tmp_path / "gone").identity == ""
