@@ -396,6 +396,7 @@ class Service:
                 "requests_per_s": round(self.requests_per_s, 1),
                 "events": dict(self._events.counts),
             },
+            "repository": self._manager.repository,
             "endpoints": self.endpoints,
             **({"governor": self._governor.snapshot()} if self._governor is not None else {}),
             **({"memory": self._manager.memory.budget.document()} if self._manager.memory is not None else {}),

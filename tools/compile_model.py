@@ -89,10 +89,9 @@ def make(options: argparse.Namespace, scratch: Path, output: Path) -> tuple[dict
     keep_report(staging, report)
     if report.passed:
         source = Path(outcome.folder) if outcome is not None else scratch / "models" / name / "1"
-        for file in source.iterdir():
-            # the seal is worth something only in the store of the box that made it
-            if file.name not in (SIDECAR, REPORT_JSON, REPORT_PAGE):
-                shutil.copy(file, staging)
+        # the seal is worth something only in the store of the box that made it
+        ignored = shutil.ignore_patterns(SIDECAR, REPORT_JSON, REPORT_PAGE)
+        shutil.copytree(source, staging, ignore=ignored, dirs_exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(staging, output)
     if not options.json:
@@ -107,11 +106,23 @@ def arrange(options: argparse.Namespace, repository: Path) -> str:
         found = inspect(options.model)
     except InspectError as error:
         raise CommandError(Exit.USAGE, "NOT_A_MODEL", f"{options.model} {error}") from error
+    if (
+        options.precision == "int8"
+        and options.calibration is None
+        and not (options.samples and options.samples.is_dir())
+    ):
+        raise CommandError(
+            Exit.USAGE,
+            "NO_CALIBRATION",
+            "int8 needs calibration samples",
+            "--calibration FOLDER with typical inputs: pictures, or .npz files with an array for each input",
+        )
     name = re.sub(r"[^A-Za-z0-9._-]", "-", options.model.stem).lstrip("._-") or "model"
     folder = repository / name
     (folder / "1").mkdir(parents=True)
     shutil.copy(options.model, folder / "1" / "model.onnx")
     for beside in found.external_data:
+        (folder / "1" / beside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(options.model.parent / beside, folder / "1" / beside)
     manifest: dict[str, Any] = {}
     for table, key, place in (("build", "calibration", options.calibration), ("verify", "samples", options.samples)):

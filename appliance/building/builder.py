@@ -22,6 +22,7 @@ from appliance.building.stopping import Stop
 from appliance.building.store import StoreError
 from appliance.engines import tensorrt_library
 from appliance.engines.base import EngineError
+from appliance.engines.wording import clean
 
 RECIPE = "1: strongly typed, no auxiliary streams, layer names"
 """What is fixed in here and shapes the plan. Part of every plan's key: raised with each change to it."""
@@ -30,11 +31,8 @@ MIB = 1 << 20
 FIRST_STRONGLY_TYPED_ONLY = 11
 """From this major version on there is no other kind of network, and no flag to ask for one."""
 
-SOURCE_PLACE = re.compile(r"(?: In \w+)? at /\S+?:\d+\)?|\[\S+::\w+::\d+\] ")
 NO_DRIVER = re.compile(r"cudaError (35|100)\b")
 """Without a driver every operation of a cross build complains of that; it is no reason why one failed."""
-
-PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,'\"()]+/)+[^\s:;,'\"()]*")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -95,7 +93,7 @@ class PlanBuilder:
         )
 
     def _heard(self, messages: tensorrt_library.Messages) -> None:
-        self._said += [_clean(line) for line in messages.lines]
+        self._said += [clean(line) for line in messages.lines]
 
     def _parse(self, builder: Any, messages: tensorrt_library.Messages, source: Path) -> Any:
         trt = _library()
@@ -234,7 +232,7 @@ def _parser_words(error: Any) -> str:
     where = f"operator {operator}" + (f", node {node!r}" if node else "") if operator else ""
     if code == "MODEL_DESERIALIZE_FAILED":
         return "it is not ONNX, or is cut off"
-    words = _clean(error.desc())
+    words = clean(error.desc())
     if "Plugin not found" in words:
         words = "no such operator, and no plugin of that name"
     return f"{where}: {words} ({code})" if where else f"{words} ({code})"
@@ -242,13 +240,8 @@ def _parser_words(error: Any) -> str:
 
 def _reason(errors: list[str]) -> str:
     """The errors in words: each once, without the library's source places, the missing driver's only if alone."""
-    words = list(dict.fromkeys(_clean(text) for text in errors if not NO_DRIVER.search(text)))
-    return "; ".join(words or dict.fromkeys(map(_clean, errors))) or "it did not say why"
-
-
-def _clean(text: str) -> str:
-    """A line without places in the library's source, and without directories of this box."""
-    return PATH.sub(lambda found: found[0].rpartition("/")[2], SOURCE_PLACE.sub("", text)).strip()
+    words = list(dict.fromkeys(clean(text) for text in errors if not NO_DRIVER.search(text)))
+    return "; ".join(words or dict.fromkeys(map(clean, errors))) or "it did not say why"
 
 
 def _described(tensor: Any) -> str:

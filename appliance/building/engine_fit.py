@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.building.inspect import Inspection
+from appliance.building.profiles import toml_key
 
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvhost-ctrl-gpu"))
 """One of them exists where an NVIDIA driver is loaded: of a card, or of a Jetson."""
@@ -136,6 +137,9 @@ def _tensorrt(found: Inspection) -> tuple[str, list[str]]:
         notes.append(f"operators outside ONNX need plugins: {_few(outside)}")
     if unknown := _unknown(found):
         against.append(f"operators that opset {found.opset} does not have: {_few(unknown)}")
+    if free := [value.name for value in found.inputs if any(isinstance(size, str) for size in value.shape[1:])]:
+        tables = ", ".join(f"[build.shapes.{toml_key(name)}]" for name in free)
+        notes.append(f"it leaves sizes free and an engine is built for a range: needs {tables} in model.toml")
     if found.data_dependent:
         notes.append(
             f"sizes depend on values ({', '.join(found.data_dependent)}): served unbatched, if its parser takes them"

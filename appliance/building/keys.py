@@ -14,6 +14,7 @@ import msgspec
 from appliance.building.builder import RECIPE
 from appliance.building.orders import BuildError, Outcome, Target
 from appliance.building.store import EngineStore, Entry, StoreError, file_digest, key_digest
+from appliance.building.version_files import version_files
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ def engine_key(target: Target) -> dict[str, str]:
         "onnxruntime": library_version("onnxruntime"),
         "onnx": library_version("onnx"),
     }
-    for file in sorted(Path(target.source).parent.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            key[f"file {file.name}"] = file_digest(file)
+    files, links = version_files(Path(target.source).parent)
+    key |= {f"file {name}": file_digest(file) for name, file in files.items()}
+    key |= {f"link {name}": place for name, place in links.items()}
     if manifest.precision == "int8":
         key["calibration"] = (
             f"{build.calibration_method} {build.calibration_samples} {_tree(calibration_folder(target))}"
@@ -67,8 +68,12 @@ def shared_key(target: Target) -> dict[str, str]:
 
 
 def gate_digest(target: Target) -> str:
-    """What a verdict depends on besides the engine: the settings, the golden inputs, the samples, the reference's version."""
-    manifest = target.manifest
+    """What a verdict depends on besides the engine: the settings, the golden inputs, the samples, the reference's version.
+
+    And how the engine is run: what is right on the CPU may be wrong on a GPU, or under other settings of its library. Not by how
+    many threads, which the worker chooses by the cores that it finds, nor how they wait, nor how much memory it may take.
+    """
+    manifest, session = target.manifest, target.manifest.onnxruntime
     samples = Path(target.folder, manifest.verify.samples) if manifest.verify.samples else None
     parts = [
         _encode(manifest.verify),
@@ -78,6 +83,9 @@ def gate_digest(target: Target) -> str:
         "\n".join(target.labels),
         str(manifest.batching.max_batch_size),
         library_version("onnxruntime"),
+        # where the package for GPUs is not installed, "cuda" may have been the CPU
+        library_version("onnxruntime-gpu"),
+        _encode((manifest.device, manifest.fallback, session.graph_optimization, session.tf32, manifest.parameters)),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -100,7 +108,7 @@ def library_version(name: str) -> str:
 
 def as_is_digest(target: Target) -> str:
     """What a verdict on a model that serves as it is depends on. OSError if a file of the model cannot be read."""
-    serving = _encode((target.manifest.device, target.manifest.onnxruntime))
+    serving = _encode(target.manifest.onnxruntime)
     return key_digest(engine_key(target) | {"gate": gate_digest(target), "serving": serving})
 
 

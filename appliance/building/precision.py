@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from appliance.engines.wording import clean
 
 OnStep = Callable[[str, float], None]
 """Told the phase, and its share done from 0 to 1."""
@@ -56,7 +59,7 @@ def convert(
 ) -> None:
     """Write `source` in that precision to `target`: "fp16", "bf16", "int8" (which needs `samples`: feeds by input name).
 
-    PrecisionError for models that are already of it, or that the converter refuses.
+    PrecisionError for models that are already of it, or that the converter refuses; OSError, as on a full disk, as it is.
     """
     if precision == "int8":
         _to_int8(source, target, samples, method, on_step)
@@ -73,7 +76,9 @@ def _read(source: Path) -> Any:
 
     try:
         return onnx.load(source)
-    except Exception as error:  # onnx raises protobuf's, its checker's and the system's errors for a bad file
+    except OSError:
+        raise
+    except Exception as error:  # onnx raises protobuf's errors and its checker's for a bad file
         raise PrecisionError(f"the model cannot be read: {_words(error)}") from error
 
 
@@ -110,6 +115,8 @@ def _to_half(model: Any, *, bfloat: bool) -> Any:
             converted = convert_float_to_float16(model, keep_io_types=True)
             wrapped = OnnxModel(converted)
             wrapped.topological_sort()
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # the converter raises whatever it stumbles over
         raise PrecisionError(f"the converter refuses this model: {_words(error)}") from error
     if bfloat:
@@ -212,7 +219,7 @@ def _to_int8(source: Path, target: Path, samples: Iterable[dict[str, Any]], meth
     whole = target.with_name(f"prepared-{target.name}.whole")
     reader = _Reader(samples, on_step)
     try:
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), _quiet(), _temporary_files(target.parent):
             warnings.simplefilter("ignore")
             on_step("preparing", 0.0)
             _save(model, whole)
@@ -235,7 +242,8 @@ def _to_int8(source: Path, target: Path, samples: Iterable[dict[str, Any]], meth
                     "QuantizeBias": False,
                 },
             )
-    except (PrecisionError, MemoryError):
+    except (PrecisionError, MemoryError, OSError):
+        # a full disk says nothing against the model
         raise
     except Exception as error:  # whatever the quantizer stumbles over; an error of our own samples keeps its words
         if type(error).__name__ == "SampleError":
@@ -247,6 +255,17 @@ def _to_int8(source: Path, target: Path, samples: Iterable[dict[str, Any]], meth
     if not reader.given:
         raise PrecisionError("int8 needs calibration samples, and none came")
     on_step("calibrating", 1.0)
+
+
+@contextlib.contextmanager
+def _temporary_files(folder: Path) -> Iterator[None]:
+    """The quantizer keeps several copies of the model: they go where the engine will lie, and with it."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextlib.contextmanager
@@ -262,4 +281,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    return clean(" ".join(str(error).split()))[:500] or type(error).__name__

@@ -33,7 +33,7 @@ def profile(inputs: Sequence[tuple[str, Shape]], manifest: ModelManifest) -> tup
     names = [name for name, _ in inputs]
     for name in ranges:
         if name not in names:
-            raise BuildError(f"[build.shapes.{_key(name)}] names no input of the model; it has {', '.join(names)}")
+            raise BuildError(f"[build.shapes.{toml_key(name)}] names no input of the model; it has {', '.join(names)}")
     largest = manifest.batching.max_batch_size or DEFAULT_MAX_BATCH_SIZE
     found = []
     for name, shape in inputs:
@@ -50,7 +50,7 @@ def profile(inputs: Sequence[tuple[str, Shape]], manifest: ModelManifest) -> tup
 def _given(name: str, shape: Shape, given: ShapeRange) -> InputRange:
     """A range of the manifest, checked against the input's declared shape."""
     opt = given.opt or given.max
-    here = f"[build.shapes.{_key(name)}]"
+    here = f"[build.shapes.{toml_key(name)}]"
     for key, sizes in (("min", given.min), ("max", given.max), ("opt", opt)):
         if len(sizes) != len(shape):
             raise BuildError(f"{here} {key} has {len(sizes)} sizes, the input has {len(shape)} axes: {_words(shape)}")
@@ -71,11 +71,11 @@ def _missing(name: str, shape: Shape, largest: int) -> str:
     axes = ", ".join(str(axis) for axis, size in enumerate(shape) if size == -1 and axis)
     return (
         f"input {name!r} leaves axis {axes} free ({_words(shape)}), and an engine is built for a range: write "
-        f"[build.shapes.{_key(name)}] with min = [{low}] and max = [{high}] into model.toml"
+        f"[build.shapes.{toml_key(name)}] with min = [{low}] and max = [{high}] into model.toml"
     )
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
     """A name as TOML wants it in a table's header."""
     bare = name.replace("-", "").replace("_", "")
     return name if bare.isascii() and bare.isalnum() else f'"{name}"'

@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 import typer
@@ -88,19 +88,25 @@ def compile_model(
             raise CommandError(Exit.USAGE, "USAGE", "--tune chooses precision and engine itself: leave them out")
         options = TuneOptions(budget, goal, concurrency, latency_limit_ms, percentile, rows, burning, write)
         written = run_tune(config, folder, version, options, url, as_json=as_json)
-        if written and tell and _tell(url, name):
-            note("the running appliance has loaded it")
+        if written and tell and (words := _tell(config, url, name).words):
+            note(words)
         return
     folder, changed = chosen(folder, precision, engine)
     outcome, report, place = compile_folder(config, folder, version, force=force)
-    if not report.passed:
+    if not as_json or not report.passed:
+        # what was found stands, whatever becomes of the rest
         _say(outcome, report, as_json=as_json, place=place)
+    if not report.passed:
         raise typer.Exit(Exit.FAILED)
     if changed and write:
         write_manifest(config, name, changed)
         note(f"model.toml of {name} now says " + ", ".join(f"{key} = {value!r}" for key, value in changed.items()))
-    loaded = tell and _tell(url, name)
-    _say(outcome, report, as_json=as_json, loaded=loaded, place=place)
+    # a choice that is not in model.toml is nothing that an appliance could load
+    told = _tell(config, url, name) if tell and (write or not changed) else Told()
+    if as_json:
+        _say(outcome, report, as_json=True, told=told, place=place)
+    elif told.words:
+        note(told.words)
 
 
 @command
@@ -392,24 +398,43 @@ def _insert(document: Any, key: str, value: Any) -> None:
         document.add(name, item)
 
 
-def _tell(url: str | None, name: str) -> bool:
-    """Have a running appliance load the model anew; whether there was one."""
+class Told(NamedTuple):
+    """What came of telling a running appliance: whether it has loaded the model, and that in words; empty if nobody was told."""
+
+    loaded: bool = False
+    words: str = ""
+
+
+def _tell(config: Config, url: str | None, name: str) -> Told:
+    """Have a running appliance load the model anew, if it serves this repository."""
+    from appliance.lifecycle.repository import Repository as Models
+
+    mine = Models(Path(config.repository.path)).identity
     try:
-        Appliance(url).post(f"/v2/repository/models/{quote(name, safe='')}/load")
+        appliance = Appliance(url)
+        if not mine or appliance.get("/v2/appliance/status").get("repository") != mine:
+            return Told(words="a running appliance was not told: it serves another repository, or is an older release")
+        appliance.post(f"/v2/repository/models/{quote(name, safe='')}/load")
     except CommandError as error:
-        if error.code is not Exit.UNREACHABLE:
-            raise
-        return False
-    return True
+        if error.code is Exit.UNREACHABLE:
+            return Told()
+        return Told(words=f"the running appliance has not loaded it: {error.message}")
+    return Told(loaded=True, words="the running appliance has loaded it")
 
 
-def _say(outcome: Outcome | None, report: Report, *, as_json: bool, loaded: bool = False, place: str = "") -> None:
+def _say(outcome: Outcome | None, report: Report, *, as_json: bool, told: Told | None = None, place: str = "") -> None:
     """`place`: where the report on a model as it is was kept."""
     import msgspec
 
     if as_json:
-        document = {"engine": msgspec.to_builtins(outcome), "report": msgspec.to_builtins(report), "loaded": loaded}
-        print_json(document | ({"kept": place} if outcome is None else {}))
+        told = told or Told()
+        document = {
+            "engine": msgspec.to_builtins(outcome),
+            "report": msgspec.to_builtins(report),
+            "loaded": told.loaded,
+        }
+        words = {} if told.loaded or not told.words else {"not_loaded": told.words}
+        print_json(document | words | ({"kept": place} if outcome is None else {}))
         return
     say_report(report)
     if outcome is not None:
@@ -419,8 +444,6 @@ def _say(outcome: Outcome | None, report: Report, *, as_json: bool, loaded: bool
         note(f"report: {Path(place, 'verification.html')}")
     else:
         note("the report could not be kept beside the engines: may you write there?")
-    if loaded:
-        note("the running appliance has loaded it")
 
 
 def say_report(report: Report) -> None:

@@ -92,20 +92,36 @@ class Session:
         return self.deadline - time.monotonic()
 
     def start(self, candidate: Candidate) -> Trial:
-        """An appliance with these settings; the one that runs, if there is one. TrialError if it does not serve."""
-        from appliance.cli.engines import merged_manifest
-        from appliance.cli.trial import Trial, TrialError
+        """An appliance with these settings; the one that runs, if there is one. TrialError if it does not serve.
 
-        if candidate not in self.trials:
-            text = merged_manifest(self.text, nested(candidate))
-            trial = Trial(self.config, self.folder.name, self.version, text, self.engines)
-            self.trials[candidate] = trial.__enter__()
-            trial.metadata()
-            served = trial.config()["parameters"].get("appliance.engine", {}).get("string_value", "")
-            precision = dict(candidate.changes).get("precision", "")
-            if precision not in ("", "as-is", "fp32") and str(precision) not in served:
-                raise TrialError(f"its {precision} engine was not taken")
+        An engine whose verdict does not hold for these settings would not be taken, and the model as it is measured in its place:
+        then it is verified first.
+        """
+        from appliance.cli.trial import TrialError
+        from appliance.core.tuning import DEFAULT
+
+        if candidate in self.trials:
+            return self.trials[candidate]
+        precision = changed_folder(self.folder, candidate).manifest.precision
+        if not self._serves(candidate, precision):
+            self.stop(candidate)
+            passed, reason = verified(self, candidate)
+            if not self._serves(candidate, precision) and candidate != DEFAULT:
+                raise TrialError(f"its {precision} engine was not taken: {'it passed' if passed else reason}")
         return self.trials[candidate]
+
+    def _serves(self, candidate: Candidate, precision: str) -> bool:
+        """Start it; whether what serves is of that precision."""
+        from appliance.building.orders import CONVERTED
+        from appliance.cli.engines import merged_manifest
+        from appliance.cli.trial import Trial
+
+        text = merged_manifest(self.text, nested(candidate))
+        trial = Trial(self.config, self.folder.name, self.version, text, self.engines)
+        self.trials[candidate] = trial.__enter__()
+        trial.metadata()
+        served = trial.config()["parameters"].get("appliance.engine", {}).get("string_value", "")
+        return precision not in CONVERTED or precision in served
 
     def stop(self, candidate: Candidate) -> None:
         """End its appliance."""

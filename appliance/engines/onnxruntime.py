@@ -11,6 +11,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from appliance.engines.base import (
     OutputMismatchError,
 )
 from appliance.engines.cuda_codes import FAULTS
+from appliance.engines.wording import clean
 
 DEFAULT_MAX_BATCH_SIZE = 32
 KEPT_BINDINGS = 128
@@ -127,7 +129,7 @@ class OnnxRuntimeEngine:
         except EngineError:
             raise
         except Exception as error:  # the library raises a dozen types of its own for a bad file; all mean the same here
-            raise _failure(error, _words(error).replace(options.model_file, "the model")) from error
+            raise _failure(error, _words(error, options.model_file)) from error
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         outputs = tuple(_spec(value) for value in self._session.get_outputs())
         reason = unbatched_reason(inputs, outputs)
@@ -325,6 +327,11 @@ def _failure(error: Exception, text: str) -> EngineError:
     return OutOfMemoryError(text) if NO_ROOM.search(str(error)) else EngineError(text)
 
 
-def _words(error: Exception) -> str:
-    """The library's message on one line, at most 500 characters, without the host's name and the places in its source."""
-    return " ".join(SOURCE_PLACE.sub("", str(error)).split())[:500]
+def _words(error: Exception, model_file: str = "") -> str:
+    """The library's message on one line of at most 500 characters, without host name, directories and places in its source."""
+    text = SOURCE_PLACE.sub("", str(error))
+    folder = str(Path(model_file).parent)
+    if len(folder) > 1:
+        # a directory's name may have blanks, which end a path elsewhere in a message
+        text = text.replace(model_file, "the model").replace(folder, "the model's folder")
+    return clean(" ".join(text.split()))[:500]

@@ -34,7 +34,10 @@ class Generations(Protocol):
 
 
 class Builds:
-    """The builds of all models. `reconcile` is called when what is aspired to has changed; `loads` limits loads under way."""
+    """The builds of all models. `reconcile` is called when what is aspired to has changed; `loads` limits loads under way.
+
+    `in_use` gives the keys of the engines that must be kept whatever they take.
+    """
 
     def __init__(
         self,
@@ -44,17 +47,20 @@ class Builds:
         generation: Generations,
         reconcile: Callable[[Model], Awaitable[None]],
         loads: asyncio.Semaphore,
+        in_use: Callable[[], frozenset[str]],
     ) -> None:
         self._compiler = compiler
         self._events = events
         self._generation = generation
         self._reconcile = reconcile
         self._loads = loads
+        self._in_use = in_use
         self.tasks: set[asyncio.Task[Any]] = set()
 
-    async def find(self, folder: ModelFolder) -> dict[int, Artifact]:
+    async def find(self, model: Model, folder: ModelFolder) -> dict[int, Artifact]:
         """The engines that are kept for the versions to be served, by version."""
         found: dict[int, Artifact] = {}
+        model.found = found
         if self._compiler is None or folder.problem:
             return found
         for number in aspired_versions(folder.versions, folder.manifest.versions):
@@ -102,6 +108,8 @@ class Builds:
             await self._room(candidate)
             candidate.again()
         await self._reconcile(model)
+        assert self._compiler is not None
+        await self._compiler.prune(self._in_use)
 
     async def _switch(self, model: Model, replaced: str, candidate: ModelVersion) -> bool:
         """Let it serve in the other's place if it comes up; False if it only waits for memory beside what serves."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from appliance.building.store import EngineStore, StoreError, as_is
 from appliance.config import Config, EnginesConfig
 from appliance.core.errors import ApplianceError, unavailable
 from appliance.core.manifest import ModelManifest
+from appliance.core.request import ModelName
 from appliance.lifecycle.compiler import Artifact, BuildProgress, OnProgress, RejectedError
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 from appliance.scheduling.governor import Governor
@@ -75,7 +77,6 @@ class ModelCompiler:
         self._flavour = tensorrt_flavour()
         self._turn = asyncio.Semaphore(1)
         self._devices: dict[int, DeviceFacts] = {}
-        self._in_use: set[str] = set()
 
     def wanted(self, folder: ModelFolder, version: VersionFolder) -> str:
         """What should be made of this version; empty if it serves as it is."""
@@ -129,7 +130,6 @@ class ModelCompiler:
             return None
 
     def _artifact(self, outcome: Outcome, *, verified: bool) -> Artifact:
-        self._in_use.add(outcome.digest)
         return Artifact(outcome.engine, outcome.model_file, outcome.digest, outcome.label, verified, outcome.summary)
 
     async def make(self, folder: ModelFolder, version: VersionFolder, on_progress: OnProgress) -> Artifact:
@@ -143,20 +143,13 @@ class ModelCompiler:
             order = BuildOrder(wanted)
             result = await self._run(order, on_progress, folder.manifest.build.time_budget_s)
         assert result.outcome is not None
-        artifact = self._artifact(result.outcome, verified=result.outcome.verified == "passed")
-        await asyncio.to_thread(self._prune)
-        return artifact
+        return self._artifact(result.outcome, verified=result.outcome.verified == "passed")
 
     async def _cool(self, on_progress: OnProgress) -> None:
         """A build that is wanted while it is warm waits, and says why. One that runs is not stopped: it would begin anew."""
         if self._governor is not None and not self._governor.gates.builds:
             on_progress(BuildProgress(f"waiting: {self._governor.gates.reason}", 0.0))
             await self._governor.builds_allowed()
-
-    def _prune(self) -> None:
-        removed = EngineStore(self._path).prune(self._config.max_size_mb * MIB, frozenset(self._in_use))
-        if removed:
-            log.info("engine.pruned", extra={"fields": {"engines": removed}})
 
     async def verify(
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
@@ -192,12 +185,41 @@ class ModelCompiler:
         found = EngineStore(self._path).report(folder.name, key)
         return (key, found) if found is not None else None
 
+    async def intact(self, model: ModelName, artifact: Artifact) -> bool:
+        """The seal and every digest, read anew each time: 0.6 s for a GiB, less than the load that follows it takes.
+
+        That size and times are as before would not do: a failing disk changes neither.
+        """
+        try:
+            return await asyncio.to_thread(self._intact, model, artifact)
+        except StoreError as error:
+            raise unavailable(f"whether its engine was altered cannot be told: {error}") from error
+
+    def _intact(self, model: ModelName, artifact: Artifact) -> bool:
+        store = EngineStore(self._path)
+        entry = store.find(model, artifact.key)
+        if entry is None or str(entry.model_file) != artifact.model_file:
+            return False
+        store.used(entry)
+        return True
+
+    async def prune(self, in_use: Callable[[], frozenset[str]]) -> None:
+        """Least recently loaded first. Between builds: nobody can name yet what one that runs has just made."""
+        async with self._turn:
+            most, keep = self._config.max_size_mb * MIB, in_use()
+            try:
+                removed = await asyncio.to_thread(EngineStore(self._path).prune, most, keep)
+            except (StoreError, OSError) as error:
+                log.warning("engine.not_pruned", extra={"fields": {"reason": str(error)}})
+                return
+        if removed:
+            log.info("engine.pruned", extra={"fields": {"engines": removed}})
+
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         """Remove it from the store, and look at the GPU anew: a driver or a card may have changed under us."""
         fields = {"model": folder.name, "engine": artifact.label, "key": artifact.key, "reason": reason}
         log.warning("engine.discarded", extra={"fields": fields})
         self._devices.clear()
-        self._in_use.discard(artifact.key)
         try:
             await asyncio.to_thread(EngineStore(self._path).drop, folder.name, artifact.key)
         except StoreError as error:

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from appliance.core.errors import ApplianceError, ErrorCode
+from appliance.core.request import ModelName
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 
 
@@ -67,6 +68,12 @@ class Compiler(Protocol):
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact | None
     ) -> tuple[str, bytes] | None:
         """What the verification of this engine (None: of the version as it is) found: its key, and JSON; None: none is kept."""
+
+    async def intact(self, model: ModelName, artifact: Artifact) -> bool:
+        """Whether its files are, now, what was sealed when it was made: asked before every load of it."""
+
+    async def prune(self, in_use: Callable[[], frozenset[str]]) -> None:
+        """Keep no more than was configured; those whose keys are in use when it begins stay in any case. Never raises."""
 
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         """Keep it no longer: it does not load here any more. Never raises; `make` builds it anew."""

@@ -66,12 +66,22 @@ class Manager:
         self._loads = asyncio.Semaphore(config.parallel_loads)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._builds = Builds(
-            compiler, events, generation=self._generation, reconcile=self._reconcile, loads=self._loads
+            compiler,
+            events,
+            generation=self._generation,
+            reconcile=self._reconcile,
+            loads=self._loads,
+            in_use=self._engines_in_use,
         )
         self._required: frozenset[ModelName] = frozenset()
         self._closed = False
         self._waiting: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
+
+    @property
+    def repository(self) -> str:
+        """Which folder it serves: `Repository.identity`."""
+        return self._repository.identity
 
     @property
     def models(self) -> dict[ModelName, Model]:
@@ -123,13 +133,13 @@ class Manager:
         Versions for which a better engine is wanted and none is kept serve as they are, and it is built meanwhile. False if
         something else was asked of this model before this was done: then that counts.
         """
-        model.turn += 1
-        turn = model.turn
-        artifacts = await self._builds.find(folder) if folder is not None else {}
+        turn = model.ask()
+        artifacts = await self._builds.find(model, folder) if folder is not None else {}
         if model.turn != turn:
             return False
         self._builds.end(model)
         self._aspire(model, folder, artifacts)
+        model.found = {}
         await self._reconcile(model)
         if model.turn != turn:
             return False
@@ -167,6 +177,10 @@ class Manager:
             memory=self._memory,
             evictable=folder.manifest.worker.evictable and model.name not in self._config.required,
         )
+
+    def _engines_in_use(self) -> frozenset[str]:
+        """The keys of engines that serve, are to serve, or are shown as what could not be."""
+        return frozenset(key for model in self._models.values() for key in model.engines)
 
     def _aspire(self, model: Model, folder: ModelFolder | None, artifacts: dict[int, Artifact]) -> None:
         """Set the aspired generations from a folder (None: nothing), making records for new ones."""
@@ -296,7 +310,7 @@ class Manager:
         model = self._models.get(name)
         if model is None or (not model.generations and model.folder is None):
             raise not_found(f"Request for unknown model: '{name}' is not found")
-        model.turn += 1
+        model.ask()
         ending = self._builds.end(model)
         model.aspired = frozenset()
         model.refresh()

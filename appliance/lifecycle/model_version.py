@@ -40,6 +40,15 @@ MOST_MEMORY_PAUSE_S = 60.0
 """Between two tries of a version that waits for memory: doubled each time, from the first to the second."""
 
 
+class AlteredError(LoadRefusedError):
+    """The engine's files are gone, or not what was sealed when it was made: they are not loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.UNAVAILABLE, "the engine's file is gone, or was altered since it was made: not loaded"
+        )
+
+
 class ModelVersion:
     """One generation. `state` changes only in `_to`, which publishes it."""
 
@@ -321,10 +330,7 @@ class ModelVersion:
             parameters=self.manifest.parameters,
             fallback=self.manifest.fallback,
         )
-        opening = asyncio.create_task(
-            self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker),
-            name=f"open-{self.name}",
-        )
+        opening = asyncio.create_task(self._load(options), name=f"open-{self.name}")
         # a replacement and a recycling may open at the same time
         self._opening.add(opening)
         try:
@@ -338,6 +344,14 @@ class ModelVersion:
             self._opening.discard(opening)
         instance.number = number
         return instance
+
+    async def _load(self, options: EngineOptions) -> Instance:
+        """A worker with the model. An engine may have been altered since it was found, or last loaded: AlteredError."""
+        if self.artifact is not None:
+            assert self._compiler is not None
+            if not await self._compiler.intact(self.name, self.artifact):
+                raise AlteredError
+        return await self._supervisor.open_instance(f"{self.name}:{self.version}", options, self.manifest.worker)
 
     def give_up(self) -> None:
         """End a load that is under way: its worker is ended, and `start` comes back with FAILED. Nothing happens otherwise."""
@@ -380,6 +394,11 @@ class ModelVersion:
         while self.state is ModelState.READY:
             try:
                 instance = await self._open(number)
+            except AlteredError as error:
+                # nothing brings it back: it is made anew, and meanwhile the model goes on without it
+                self.engine_refused = True
+                self._fail(error.message)
+                return
             except ApplianceError as error:
                 self.engine_refused = isinstance(error, LoadRefusedError)
                 next_s = self._budget.next_delay(time.monotonic())
@@ -425,14 +444,16 @@ class ModelVersion:
         self._on_change()
 
     def _quarantine(self, reason: str) -> None:
+        deaths = f"{self._budget.limit} deaths of its worker within {self._budget.window_s:g} s"
+        self._fail(f"quarantined after {deaths}: {reason}")
+
+    def _fail(self, text: str) -> None:
+        """From READY to FAILED: every waiter hears why, and every worker is ended."""
         if self.state is not ModelState.READY:
             return
-        text = (
-            f"quarantined after {self._budget.limit} deaths of its worker within {self._budget.window_s:g} s: {reason}"
-        )
         self._to(ModelState.FAILED, text)
         if self.scheduler is not None:
-            self.scheduler.fail_all(unavailable(f"model {self.name!r} is {text}"))
+            self.scheduler.fail_all(unavailable(f"model {self.name!r} gave out: {text}"))
             self._close_instances()
         self._release()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance.building.version_files import version_files
 from appliance.config import ConfigError, decode_toml
 from appliance.core.manifest import MODEL_NAME_PATTERN, ModelManifest
 from appliance.core.request import ModelName
@@ -23,6 +24,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 
 ENGINE_FILES = {"model.onnx": "onnxruntime"}
 """Which engine runs a file of that name as it is; the others are built from it."""
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Numbers of devices and files are alike on boxes that were installed alike; this is not."""
 
 BUILT_ENGINES = ("tensorrt", "tensorrt_rtx")
 
@@ -52,6 +56,18 @@ class Repository:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @property
+    def identity(self) -> str:
+        """The same for the same folder on the same box, by whatever path, and no path; empty if it cannot be looked at.
+
+        By it a command sees whether a running appliance serves the folder that the command works on.
+        """
+        try:
+            status, boot = self._path.stat(), BOOT_ID.read_text()
+        except OSError:
+            return ""
+        return hashlib.sha256(f"{boot} {status.st_dev} {status.st_ino}".encode()).hexdigest()[:32]
 
     def scan(self) -> dict[ModelName, ModelFolder]:
         """Every model folder, by name. OSError if the repository itself cannot be read."""
@@ -131,10 +147,18 @@ def _version(path: Path, manifest: ModelManifest, common: str) -> VersionFolder:
     for file_name, engine in ENGINE_FILES.items():
         file = path / file_name
         if manifest.engine in ("", engine, *BUILT_ENGINES) and file.is_file():
-            stamps = sorted((child.name, child.stat().st_size, child.stat().st_mtime_ns) for child in path.iterdir())
-            fingerprint = hashlib.sha256(repr((common, stamps)).encode()).hexdigest()
-            return VersionFolder(version, engine, str(file.resolve()), fingerprint)
+            return VersionFolder(version, engine, str(file.resolve()), _fingerprint(path, common))
     raise ValueError(f"version {version} holds no {' or '.join(ENGINE_FILES)}")
+
+
+def _fingerprint(path: Path, common: str) -> str:
+    """Names, sizes and times of a version's files, wherever they lie in it, and what else counts for it."""
+    files, links = version_files(path)
+    stamps: list[tuple[str, ...] | tuple[str, int, int]] = [
+        (name, (status := file.stat()).st_size, status.st_mtime_ns) for name, file in files.items()
+    ]
+    stamps += links.items()
+    return hashlib.sha256(repr((common, stamps)).encode()).hexdigest()
 
 
 def _words(error: Exception) -> str:

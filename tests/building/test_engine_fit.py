@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from appliance.building.engine_fit import CEILINGS, EngineFit, engines
-from appliance.building.inspect import Inspection, inspect
+from appliance.building.inspect import Inspection, Value, inspect
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits" / "1" / "model.onnx"
 EVERYTHING = {"onnxruntime-gpu": "1.32.0", "tensorrt": "11.4.0", "tensorrt_rtx": "1.7.1"}
+FREE = Value("the image", "FP32", ("batch", 3, "height", "?"))
+FIXED = Value("other", "FP32", ("batch", 3, 4))
 
 
 def changed(**fields: Any) -> Inspection:
@@ -49,6 +51,10 @@ def test_what_this_box_lacks_is_named() -> None:
         ({"operators": {"Loop": 1}}, "tensorrt", "perhaps", "control flow (Loop)"),
         ({"data_dependent": ("NonZero",)}, "tensorrt", "perhaps", "served unbatched"),
         ({"datatypes": ("FP64",)}, "onnxruntime", "probably", ""),
+        ({"inputs": (FREE, FIXED)}, "tensorrt", "perhaps", 'needs [build.shapes."the image"] in model.toml'),
+        ({"inputs": (FREE,)}, "tensorrt_rtx", "perhaps", "needs [build.shapes"),
+        ({"inputs": (FREE,)}, "onnxruntime", "probably", ""),
+        ({"inputs": (FIXED,)}, "tensorrt", "probably", ""),
     ],
 )
 def test_what_speaks_against_a_model_is_named(fields: dict[str, Any], engine: str, model: str, words: str) -> None:

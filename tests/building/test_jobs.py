@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 import uvloop
 
-from appliance.building import jobs, keys
+from appliance.building import compilation, jobs, keys
 from appliance.building.orders import BuildError, BuildOrder, CheckOrder, Outcome, ProbeOrder, Target, wanted_engine
 from appliance.building.store import SIDECAR
 from appliance.building.verification import Report
@@ -20,6 +22,7 @@ from appliance.core.manifest import (
     BatchingManifest,
     BuildManifest,
     ModelManifest,
+    OnnxRuntimeManifest,
     PreprocessingManifest,
     VerifyManifest,
 )
@@ -111,6 +114,16 @@ async def test_other_bytes_of_the_model_or_of_its_external_data_change_the_key(t
     assert len({str(before), str(with_data), str(keys.engine_key(target))}) == 3
 
 
+@pytest.mark.parametrize("name", ["w/weights.bin", "a/b/c/weights.bin", ".w/weights.bin", ".weights"])
+async def test_external_data_counts_in_the_key_wherever_below_the_version_it_lies(target: Target, name: str) -> None:
+    file = Path(target.source).parent / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    before = keys.engine_key(target)
+    file.write_bytes(b"y")
+    assert keys.engine_key(target) != before
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"verify": VerifyManifest(max_relative=0.5)}, {"batching": BatchingManifest(max_batch_size=8)}],
@@ -125,6 +138,34 @@ async def test_another_gate_asks_for_a_new_verdict_and_not_for_a_new_engine(
     assert (found.digest, found.verified) == (built.digest, "")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"device": "cuda"},
+        {"device": "cuda:1"},
+        {"fallback": "cpu"},
+        {"onnxruntime": OnnxRuntimeManifest(graph_optimization="disable")},
+        {"onnxruntime": OnnxRuntimeManifest(tf32=True)},
+        {"parameters": {"shape": "4"}},
+    ],
+)
+def test_how_an_engine_is_run_asks_for_a_new_verdict_and_not_for_a_new_engine(
+    target: Target, changed: dict[str, object]
+) -> None:
+    other = _changed(target, **changed)
+    assert keys.engine_key(other) == keys.engine_key(target)
+    assert keys.gate_digest(other) != keys.gate_digest(target)
+    assert keys.as_is_digest(other) != keys.as_is_digest(target)
+
+
+def test_threads_and_how_they_wait_ask_for_no_new_verdict_on_an_engine(target: Target) -> None:
+    other = _changed(
+        target,
+        onnxruntime=OnnxRuntimeManifest(intra_op_threads=2, inter_op_threads=2, spinning=True, gpu_memory_limit_mb=9),
+    )
+    assert keys.gate_digest(other) == keys.gate_digest(target)
+
+
 async def test_new_golden_inputs_ask_for_a_new_verdict(target: Target) -> None:
     target = _changed(target, build=BuildManifest(calibration="samples"))
     built = await _build(target)
@@ -133,6 +174,18 @@ async def test_new_golden_inputs_ask_for_a_new_verdict(target: Target) -> None:
     found = keys.find(target)
     assert found is not None
     assert found.verified == ""
+
+
+def test_a_full_disk_is_said_to_be_one_and_nothing_is_said_against_the_model(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("onnx.save", full)
+    with pytest.raises(BuildError, match=r"^the engines' folder cannot be written: No space left on device$"):
+        compilation.build(target, lambda _phase, _percent: None)
+    assert not list(Path(target.store, "digits").glob(".staging*"))
 
 
 async def test_an_engine_that_misses_its_tolerance_is_kept_as_failed(target: Target) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +127,27 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "s.onnx", tmp_path / "m.onnx", "fp16")
     with pytest.raises(PrecisionError, match="known are fp16"):
         convert(DIGITS / "1" / "model.onnx", tmp_path / "m.onnx", "fp8")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("written", ["onnx.save", "onnx.load"])
+def test_a_disk_that_is_full_or_fails_is_not_the_model_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, written: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(written, full)
+    with pytest.raises(OSError, match="No space left"):
+        convert(DIGITS / "1" / "model.onnx", tmp_path / "m.onnx", precision, samples=_feeds())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_leaves_no_temporary_files_and_needs_no_room_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no such folder"))
+    (tmp_path / "staging").mkdir()
+    convert(DIGITS / "1" / "model.onnx", tmp_path / "staging" / "m.onnx", "int8", samples=_feeds())
+    assert [file.name for file in (tmp_path / "staging").iterdir()] == ["m.onnx"]
+    assert tempfile.tempdir == str(tmp_path / "there is no such folder")

@@ -14,9 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
+from appliance.cli.engines import model_folder
 from appliance.cli.trial import Trial, TrialError
+from appliance.cli.tune import Session, TuneOptions
 from appliance.cli.tuning_page import page, picture
 from appliance.config import Config, RepositoryConfig
+from appliance.core.tuning import DEFAULT, Candidate
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = '# the echo\nengine = "loopback"\n[parameters]\nshape = "4"\ndelay_ms = "2"\n'
@@ -54,6 +57,23 @@ def test_a_trial_serves_the_model_with_the_settings_on_trial_and_leaves_nothing_
         assert [spec["name"] for spec in trial.metadata()["inputs"]] == ["image"]
     assert psutil.Process().children(recursive=True) == []
     assert not trial._folder.exists()
+
+
+def test_settings_for_which_the_verdict_on_an_engine_does_not_hold_are_measured_with_the_engine_verified_anew(
+    models: Path,
+) -> None:
+    manifest = models / "digits" / "model.toml"
+    manifest.write_text(f'precision = "fp16"\n{manifest.read_text()}')
+    config = Config(repository=RepositoryConfig(path=str(models)))
+    folder = model_folder(config, "digits")
+    session = Session(config, folder, 1, TuneOptions("1m", "throughput", "1", 0.0, 99.0, 0, burning=False, write=False))
+    other = Candidate((("onnxruntime.graph_optimization", "extended"),))
+    try:
+        for candidate in (DEFAULT, other):
+            served = session.start(candidate).config()["parameters"]["appliance.engine"]
+            assert served == {"string_value": "fp16"}
+    finally:
+        session.close()
 
 
 def test_a_trial_that_cannot_serve_says_why(models: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -164,6 +165,25 @@ def test_an_altered_engine_is_never_loaded_and_is_built_anew(house: House) -> No
     assert file.read_bytes() != bytes(data)
 
 
+def test_an_engine_that_is_altered_while_it_serves_is_not_loaded_when_its_worker_dies(house: House) -> None:
+    _int8(house)
+    house.start()
+    house.wait_for("model.state", model="digits", state="UNLOADED")
+    (file,) = (house.models / ".engines" / "digits").glob("*/model.onnx")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    (pid,) = house.worker_pids("digits")
+    psutil.Process(pid).kill()
+    house.wait_for("engine.discarded", model="digits")
+    assert "worker.replaced" not in [entry["event"] for entry in house.log]
+    # as it is first, and then with an engine that was made anew
+    house.wait_for("model.state", model="digits", state="VERIFYING")
+    house.wait_for("model.state", model="digits", state="UNLOADED")
+    assert _parameters(house)["appliance.engine"] == "int8"
+    assert file.read_bytes() != bytes(data)
+
+
 def test_what_cannot_be_built_leaves_the_model_serving_and_says_why(house: House) -> None:
     _int8(house, '[build]\ncalibration = "nowhere"\n')
     house.start()
@@ -215,6 +235,36 @@ def test_compile_builds_checks_writes_the_choice_and_has_the_appliance_switch(ho
     code, document, _ = _command(house, "engines", "list", *where)
     assert [entry["label"] for entry in document] == ["int8"]
     assert "verified: largest relative error" in str(_command(house, "models", "show", "digits")[1])
+
+
+def test_an_appliance_that_serves_another_repository_is_not_told_and_the_result_is_said(
+    house: House, tmp_path: Path
+) -> None:
+    house.digits()
+    house.start()
+    before = house.worker_pids("digits")
+    for name in ("digits", "only_here"):
+        shutil.copytree(ROOT / "models" / "digits", tmp_path / "other" / name)
+        where = ("--repository", str(tmp_path / "other"), "--precision", "fp16")
+        code, document, words = _command(house, "compile", name, *where, "--json")
+        assert (code, document["loaded"], document["report"]["passed"]) == (0, False, True), words
+        assert "it serves another repository" in document["not_loaded"]
+        code, said, words = _command(house, "compile", name, *where)
+        assert (code, "passed: it may serve" in said, "serves another repository" in words) == (0, True, True)
+        assert "has loaded it" not in words
+    assert house.worker_pids("digits") == before
+
+
+def test_a_load_that_fails_after_a_compile_is_a_note_beside_the_result(house: House) -> None:
+    house.digits()
+    house.start()
+    (house.models / "digits" / "2").mkdir()
+    (house.models / "digits" / "2" / "model.onnx").write_bytes(b"no model")
+    where = ("--repository", str(house.models), "--precision", "fp16", "--model-version", "1")
+    code, said, words = _command(house, "compile", "digits", *where)
+    assert code == 0
+    assert "passed: it may serve" in said
+    assert "the running appliance has not loaded it: failed to load 'digits'" in words
 
 
 def test_what_verify_found_of_a_model_that_serves_as_it_is_is_kept_and_shown(house: House) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from appliance.core.errors import unavailable
+from appliance.core.request import ModelName
 from appliance.lifecycle.compiler import Artifact, OnProgress
 from appliance.lifecycle.repository import ModelFolder, VersionFolder
 
@@ -18,6 +20,8 @@ class FakeCompiler:
         self.release = asyncio.Event()
         self.builds = 0
         self.discarded: list[tuple[str, str]] = []
+        self.altered: set[str] = set()
+        self.pruned: list[frozenset[str]] = []
 
     def wanted(self, folder: ModelFolder, version: VersionFolder) -> str:
         return "better"
@@ -36,6 +40,12 @@ class FakeCompiler:
         self, folder: ModelFolder, version: VersionFolder, artifact: Artifact, on_progress: OnProgress
     ) -> Artifact:
         return artifact
+
+    async def intact(self, model: ModelName, artifact: Artifact) -> bool:
+        return artifact.key not in self.altered
+
+    async def prune(self, in_use: Callable[[], frozenset[str]]) -> None:
+        self.pruned.append(in_use())
 
     async def discard(self, folder: ModelFolder, artifact: Artifact, reason: str) -> None:
         self.discarded.append((artifact.key, reason))

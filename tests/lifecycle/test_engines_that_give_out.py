@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.config import RepositoryConfig, WorkersConfig
+from appliance.core.errors import ApplianceError
 from appliance.core.memory_budget import HOST, MIB, WORKER_BYTES, MemoryBudget, Need
 from appliance.core.request import ModelName, Version
 from appliance.core.states import ModelState
@@ -33,9 +37,14 @@ def weigh(pids: Iterable[int]) -> dict[str, int]:
 class Box:
     """A manager with one loopback model, and what it published."""
 
-    def __init__(self, folder: Path, compiler: FakeCompiler, memory: MemoryBudget | None = None) -> None:
+    def __init__(
+        self, folder: Path, compiler: FakeCompiler, memory: MemoryBudget | None = None, instances: int = 1
+    ) -> None:
+        self.folder = folder
         (folder / "echo" / "1").mkdir(parents=True)
-        (folder / "echo" / "model.toml").write_text('engine = "loopback"\n[parameters]\nshape = "4"\n')
+        (folder / "echo" / "model.toml").write_text(
+            f'engine = "loopback"\n[worker]\ninstances = {instances}\n[parameters]\nshape = "4"\n'
+        )
         self.events = EventBus()
         self.supervisor = Supervisor(max_arena_bytes=1 << 24, on_worker_lost=lambda _link, _reason: None)
         self.compiler = compiler
@@ -88,8 +97,8 @@ class Box:
 async def make(tmp_path: Path) -> AsyncIterator[Callable[..., Box]]:
     boxes: list[Box] = []
 
-    def made(compiler: FakeCompiler, memory: MemoryBudget | None = None) -> Box:
-        boxes.append(Box(tmp_path / "models", compiler, memory))
+    def made(compiler: FakeCompiler, memory: MemoryBudget | None = None, instances: int = 1) -> Box:
+        boxes.append(Box(tmp_path / "models", compiler, memory, instances))
         boxes[-1].supervisor.start()
         boxes[-1].supervisor.watch()
         return boxes[-1]
@@ -139,6 +148,38 @@ async def test_an_engine_whose_worker_keeps_dying_is_replaced_by_the_model_as_it
     assert [entry.state for entry in box.manager.index(ready_only=False)] == ["READY"]
 
 
+@pytest.mark.parametrize("instances", [1, 2])
+async def test_an_engine_that_was_altered_while_it_served_is_not_loaded_for_a_worker_that_died_and_is_made_anew(
+    make: Callable[..., Box], instances: int
+) -> None:
+    box = make(FakeCompiler(GOOD, made=msgspec.structs.replace(GOOD, key="anew")), instances=instances)
+    await box.manager.load(ECHO)
+    before = box.manager.resolve(ECHO, Version("1"))
+    box.compiler.altered.add(GOOD.key)
+    os.kill(before.workers()[0].pid, signal.SIGKILL)
+    await box.until(lambda: box.serving == "as it is")
+    assert before.restarts == 0
+    assert "altered since it was made" in before.reason
+    assert [key for key, _ in box.compiler.discarded] == [GOOD.key]
+    box.compiler.release.set()
+    await box.until(lambda: box.serving == "anew")
+
+
+async def test_an_engine_that_was_altered_is_not_loaded_when_a_worker_is_recycled_and_the_old_worker_goes_on(
+    make: Callable[..., Box],
+) -> None:
+    box = make(FakeCompiler(GOOD))
+    await box.manager.load(ECHO)
+    generation = box.manager.resolve(ECHO, Version("1"))
+    pids = [worker.pid for worker in generation.workers()]
+    box.compiler.altered.add(GOOD.key)
+    assert generation.scheduler is not None
+    with pytest.raises(ApplianceError, match="altered since it was made"):
+        await generation.recycle(next(iter(generation.scheduler.instances.values())), "a leak")
+    assert box.serving == GOOD.key
+    assert [worker.pid for worker in generation.workers()] == pids
+
+
 async def test_an_engine_that_was_built_and_does_not_load_is_discarded_and_nothing_changes(
     make: Callable[..., Box],
 ) -> None:
@@ -179,3 +220,34 @@ async def test_an_engine_that_waits_for_memory_waits_no_longer_when_its_model_is
     await box.until(lambda: "waits for memory" in box.reason)
     await box.manager.unload(ECHO)
     assert (memory.held, box.serving) == ((), "")
+
+
+async def test_an_engine_that_was_replaced_or_unloaded_is_not_in_use_any_more(make: Callable[..., Box]) -> None:
+    box = make(FakeCompiler(GOOD, made=msgspec.structs.replace(GOOD, key="anew")))
+    box.compiler.release.set()
+    await box.manager.load(ECHO)
+    assert box.manager._engines_in_use() == {"good"}
+    box.compiler.kept = None
+    manifest = box.folder / "echo" / "model.toml"
+    manifest.write_text(f'description = "other"\n{manifest.read_text()}')
+    await box.manager.load(ECHO)
+    await asyncio.gather(*box.manager.models[ECHO].builds)
+    assert (box.serving, box.compiler.pruned) == ("anew", [frozenset({"anew"})])
+    await box.manager.unload(ECHO)
+    assert box.manager._engines_in_use() == frozenset()
+
+
+async def test_an_engine_that_was_evicted_is_not_in_use_any_more(make: Callable[..., Box]) -> None:
+    box = make(FakeCompiler(GOOD))
+    await box.manager.load(ECHO)
+    await box.manager._evict(box.manager.resolve(ECHO, Version("1")).owner, "another")
+    assert box.manager._engines_in_use() == frozenset()
+
+
+async def test_an_engine_that_was_found_is_in_use_before_it_is_loaded(make: Callable[..., Box]) -> None:
+    box = make(FakeCompiler(GOOD))
+    folder = box.manager._repository.read(ECHO)
+    assert folder is not None
+    model = box.manager._model(ECHO)
+    await box.manager._builds.find(model, folder)
+    assert box.manager._engines_in_use() == {"good"}

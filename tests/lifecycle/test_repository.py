@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
+from appliance.building import version_files
 from appliance.core.request import ModelName
 from appliance.lifecycle.repository import Repository
 
@@ -42,6 +46,19 @@ def test_a_changed_file_changes_its_version_s_fingerprint_and_no_other_s(tmp_pat
     assert repository.scan()[ModelName("m")].versions[1].fingerprint != after[1].fingerprint
 
 
+@pytest.mark.parametrize("name", ["w.bin", "w/w.bin", ".w/w.bin"])
+def test_other_weights_anywhere_below_a_version_change_its_fingerprint(tmp_path: Path, name: str) -> None:
+    weights = model(tmp_path, "m", "1") / "1" / name
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"x")
+    os.utime(weights, (1, 1))
+    repository = Repository(tmp_path)
+    before = repository.scan()[ModelName("m")].versions[1].fingerprint
+    assert repository.scan()[ModelName("m")].versions[1].fingerprint == before
+    weights.write_bytes(b"y")
+    assert repository.scan()[ModelName("m")].versions[1].fingerprint != before
+
+
 def test_wrong_folders_have_a_reason_without_a_path_and_do_not_hide_the_others(tmp_path: Path) -> None:
     model(tmp_path, "good", "1")
     model(tmp_path, "bad name", "1")
@@ -69,3 +86,24 @@ def test_a_name_from_a_client_is_never_a_path(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository")
     for name in ("../secret", "..", ".", "", "a/b", "\0", "%2e%2e", "x" * 300):
         assert repository.read(ModelName(name)) is None
+
+
+def test_a_version_of_more_files_than_a_model_has_is_broken_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version_files, "MAX_ENTRIES", 2)
+    folder = model(tmp_path, "m", "1", "2") / "2"
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    found = Repository(tmp_path).scan()[ModelName("m")]
+    assert list(found.versions) == [1]
+    assert found.broken[2].startswith("more than 2 files")
+
+
+def test_a_repository_is_known_by_its_folder_and_not_by_its_path(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    (tmp_path / "link").symlink_to(one)
+    assert Repository(one).identity == Repository(tmp_path / "link").identity != Repository(other).identity
+    assert Repository(tmp_path / "gone").identity == ""
