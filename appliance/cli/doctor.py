@@ -143,7 +143,9 @@ def _running(patient: Patient) -> Iterator[Finding]:
         yield Finding("appliance", "error", f"not ready: {status['line']}", "appliance models list")
     for model in patient.status["models"]:
         if model["detail"] == "FAILED":
-            text = f"{model['name']} version {model['version']} does not serve: {model['reason']}"
+            # of a folder that is wrong as a whole there is no version
+            name = f"{model['name']} version {model['version']}" if model["version"] else model["name"]
+            text = f"{name} does not serve: {model['reason']}"
             fix = f"mend it, then: appliance models load {model['name']}"
             if model["reason"].startswith("waits for memory"):
                 fix = "unload another model, or give the box more memory: it is loaded by itself when there is room"

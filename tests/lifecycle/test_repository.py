@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from appliance.core.request import ModelName
@@ -69,3 +70,12 @@ def test_a_name_from_a_client_is_never_a_path(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository")
     for name in ("../secret", "..", ".", "", "a/b", "\0", "%2e%2e", "x" * 300):
         assert repository.read(ModelName(name)) is None
+
+
+def test_the_disk_s_own_folder_is_no_model_and_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
+    model(tmp_path, "good", "1")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / os.fsdecode(b"b\xe4d")).mkdir()
+    found = Repository(tmp_path).scan()
+    assert set(found) == {"good", "b\ufffdd"}
+    assert "must be letters" in found[ModelName("b\ufffdd")].problem
