@@ -23,9 +23,9 @@ import typer
 from appliance.cli import book
 from appliance.cli.connection import Appliance
 from appliance.cli.findings import Check, Finding, Grade, Patient
-from appliance.cli.options import JSON, URL, command
+from appliance.cli.options import JSON, URL, command, unreadable
 from appliance.cli.output import CommandError, Exit, print_json
-from appliance.config import ConfigError, find, load
+from appliance.config import ConfigError, UnreadableError, find, load
 from appliance.host.sandbox import Sandbox
 
 GOVERNOR_FIX = (
@@ -77,11 +77,13 @@ def _examine(url: str | None, checks: Sequence[Check]) -> tuple[list[Finding], P
     path = find()
     try:
         config = load(path)
-    except (ConfigError, OSError) as error:
-        problems = (
-            "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
-        )
+    except ConfigError as error:
+        problems = "; ".join(str(problem) for problem in error.problems)
         fix = "mend it; `appliance config check` says more"
+        return [_pointed(Finding("configuration", "error", problems, fix))], None
+    except UnreadableError as error:
+        told = unreadable(error)
+        problems, fix = told.message, told.hint
         return [_pointed(Finding("configuration", "error", problems, fix))], None
     status, workers = None, []
     with contextlib.suppress(CommandError):

@@ -10,9 +10,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from appliance.cli.options import JSON, command
+from appliance.cli.options import JSON, command, unreadable
 from appliance.cli.output import CommandError, Exit, note, print_json
-from appliance.config import Config, ConfigError, credentials_dir, find, load, resolve_runtime_dir, schema
+from appliance.config import (
+    Config,
+    ConfigError,
+    UnreadableError,
+    credentials_dir,
+    find,
+    load,
+    resolve_runtime_dir,
+    schema,
+)
 from appliance.host import reload as handshake
 from appliance.host import systemd
 from appliance.observability import logs
@@ -49,13 +58,8 @@ def _load(
     found = path or find()
     try:
         return load(found, overrides=settings or (), credentials=credentials), found
-    except OSError as error:
-        raise CommandError(
-            Exit.CONFIG,
-            "CONFIG",
-            f"the configuration {found} cannot be read: {error.strerror}",
-            "name one with --config",
-        ) from error
+    except UnreadableError as error:
+        raise unreadable(error) from error
 
 
 @command
