@@ -33,6 +33,9 @@ GOVERNOR_FIX = (
 )
 MARKS: dict[Grade, str] = {"good": "✓", "note": "·", "warning": "!", "error": "✗"}
 
+DISK = "models-on-a-disk-of-their-own"
+"""The section of the book."""
+
 PROBE_S = 60.0
 DRIVER_PROBE_S = 20.0
 """NVML answers in a second or two when the driver has to be loaded first; later than that it hangs."""
@@ -136,7 +139,10 @@ def _show(findings: list[Finding], *, running: bool) -> None:
 
 def _running(patient: Patient) -> Iterator[Finding]:
     if patient.status is None:
-        yield Finding("appliance", "note", "none is running, so only the box was looked at", "appliance serve")
+        from appliance.cli import doctor_unit
+
+        yield Finding("appliance", "note", "none answers, so only the box was looked at", "appliance serve")
+        yield from doctor_unit.service(patient)
         return
     status = patient.status["status"]
     if status["ready"]:
@@ -160,6 +166,20 @@ def _running(patient: Patient) -> Iterator[Finding]:
         grade: Grade = "error" if finding["severity"] == "error" else "warning"
         see = book.pointer("hardware", finding.get("code", ""))
         yield Finding("hardware", grade, finding["text"], finding.get("fix", ""), see)
+
+
+def _models(patient: Patient) -> Iterator[Finding]:
+    """A folder without a model is most often the mount point of a disk that is not mounted: ready, and nothing serves."""
+    from appliance.lifecycle.repository import Repository
+
+    path = Path(patient.config.repository.path)
+    try:
+        found = Repository(path).scan()
+    except OSError:
+        return  # that is said of the models folder
+    if not found:
+        fix = f"findmnt --target {path} says which disk it is on; mount it, or put a model in, then: systemctl reload appliance"
+        yield Finding("models", "warning", f"0 models in {path}: is its disk mounted?", fix, book.pointer("", DISK))
 
 
 def _packages(_patient: Patient) -> Iterator[Finding]:
@@ -447,6 +467,7 @@ CHECKS: tuple[Check, ...] = (
     _devices,
     _gpus,
     _permissions,
+    _models,
     _engines,
     _disk,
     _recorder,

@@ -333,3 +333,15 @@ def test_an_address_that_only_the_service_knows_is_not_looked_at_and_one_that_is
     wrong = msgspec.structs.replace(config, http=HttpConfig(host="no.such.host.invalid", port=9))
     found = one(doctor._ports, patient(wrong))
     assert (found.grade, found.fix) == ("error", "mend http.host")
+
+
+def test_a_models_folder_without_a_model_may_be_a_disk_that_is_not_mounted(config: Config, tmp_path: Path) -> None:
+    assert list(doctor._models(patient(config))) == []
+    empty = tmp_path / "mnt"
+    (empty / "lost+found").mkdir(parents=True)
+    (empty / ".recorder").mkdir()
+    unmounted = msgspec.structs.replace(config, repository=RepositoryConfig(path=str(empty)))
+    found = one(doctor._models, patient(unmounted, status=STATUS))
+    assert (found.grade, found.text) == ("warning", f"0 models in {empty}: is its disk mounted?")
+    gone = msgspec.structs.replace(config, repository=RepositoryConfig(path=str(tmp_path / "gone")))
+    assert list(doctor._models(patient(gone))) == []
