@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from appliance.cli import book
 from appliance.cli.output import CommandError, Exit
 from appliance.config import CREDENTIAL, Config, ConfigError, find, load, resolve_runtime_dir
 
 TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 600.0
 LOOPBACK = "127.0.0.1"
+
+RECORDS = tuple(f"/v2/appliance/{name}" for name in ("events", "history", "energy", "audit"))
+"""What is answered from the record."""
 
 UNREACHABLE = (OSError, http.client.HTTPException, UnicodeError)
 """What a connection fails with; the last, where a name can be no host's (a label that is empty or too long)."""
@@ -95,7 +99,7 @@ class Appliance:
         finally:
             connection.close()
         if response.status >= 400:
-            raise _error(response.status, data)
+            raise _error(response.status, data, path)
         return response, data
 
     def get(self, path: str) -> Any:
@@ -117,7 +121,7 @@ class Appliance:
             if connection.sock is not None:
                 connection.sock.settimeout(None)
             if response.status >= 400:
-                raise _error(response.status, response.read())
+                raise _error(response.status, response.read(), path)
         except UNREACHABLE as error:
             connection.close()
             raise self._ended(error) from error
@@ -165,11 +169,14 @@ def _no_url(url: str, why: str = "") -> CommandError:
     )
 
 
-def _error(status: int, data: bytes) -> CommandError:
+def _error(status: int, data: bytes, path: str) -> CommandError:
     try:
         message = str(json.loads(data)["error"])
     except (ValueError, KeyError, TypeError):
         message = f"HTTP status {status}"
     if status in (404, 503):
-        return CommandError(Exit.NOT_READY, "NOT_READY", message, "see `appliance models list`")
+        hint = "see `appliance models list`"
+        if path.startswith(RECORDS):
+            hint = f"see {book.pointer('recorder')} and {book.pointer('disk')}: {book.place()}"
+        return CommandError(Exit.NOT_READY, "NOT_READY", message, hint)
     return CommandError(Exit.FAILED, f"HTTP_{status}", message)
