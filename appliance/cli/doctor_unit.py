@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from appliance.cli import book
 from appliance.cli.findings import Finding, Patient
 from appliance.config import CREDENTIAL
 
@@ -72,17 +71,16 @@ def service(patient: Patient, look: Callable[[], State | None] = ask) -> Iterato
         state = look()
     if state is None or state.load_state in ("", "not-found"):
         return
-    see = book.pointer("service", "not-starting")
     if state.load_state == "masked":
-        yield Finding("service", "warning", "is masked: it cannot be started", "install the package again", see)
+        yield Finding("service", "warning", "is masked: it cannot be started", "install the package again")
     elif state.active_state == "failed":
         fix = f"{SAYS_MORE}; then: systemctl start appliance"
-        yield Finding("service", "error", f"has failed and is not started again{state.ending}", fix, see)
+        yield Finding("service", "error", f"has failed and is not started again{state.ending}", fix)
     elif state.again:
         times = f"; {state.n_restarts} times by now" if state.n_restarts not in ("", "0") else ""
-        yield Finding("service", "error", f"ends and is started again{times}{state.ending}", SAYS_MORE, see)
+        yield Finding("service", "error", f"ends and is started again{times}{state.ending}", SAYS_MORE)
     elif state.active_state == "active":
-        yield from _silent(patient, see)
+        yield from _silent(patient)
     elif state.active_state == "inactive":
         boot = (
             "starts at the next boot" if state.unit_file_state == "enabled" else "is not enabled, so no boot starts it"
@@ -93,7 +91,7 @@ def service(patient: Patient, look: Callable[[], State | None] = ask) -> Iterato
         yield Finding("service", "note", text, "wait, and look again")
 
 
-def _silent(patient: Patient, see: str) -> Iterator[Finding]:
+def _silent(patient: Patient) -> Iterator[Finding]:
     http = patient.config.http
     if not http.enabled:
         yield Finding("service", "note", "runs; HTTP is off, so it cannot be asked")
@@ -101,4 +99,4 @@ def _silent(patient: Patient, see: str) -> Iterator[Finding]:
         text = "runs; http.host is a credential, so where it answers is not known"
         yield Finding("service", "note", text, "name its address with --url")
     else:
-        yield Finding("service", "error", "runs, and does not answer", SAYS_MORE, see)
+        yield Finding("service", "error", "runs, and does not answer", SAYS_MORE)

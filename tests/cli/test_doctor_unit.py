@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from appliance.cli import doctor_unit
+from appliance.cli import book, doctor_unit
 from appliance.cli.doctor_unit import State
 from appliance.cli.findings import Finding, Patient
 from appliance.cli.main import app
@@ -27,7 +27,7 @@ def loaded(active: str, sub: str = "", **more: str) -> State:
 
 def test_a_service_that_failed_is_to_be_mended_with_its_own_words() -> None:
     (found,) = told(loaded("failed", "failed", result="exit-code", exec_main_status="78", status_text=REFUSED))
-    assert (found.grade, found.see) == ("error", "operations.md#not-starting")
+    assert (found.grade, book.pointer(found.check)) == ("error", "operations.md#not-starting")
     assert found.text == f"has failed and is not started again (exit status 78): {REFUSED}"
     assert "systemctl status appliance" in found.fix
     assert "journalctl -u appliance" in found.fix
