@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from appliance.cli import book
+from appliance.cli.options import JOIN
 from appliance.cli.output import CommandError, Exit
 from appliance.config import CREDENTIAL, Config, ConfigError, find, load, resolve_runtime_dir
 
@@ -55,7 +57,9 @@ class Appliance:
         """The address in the configuration; the defaults' where there is none to read."""
         try:
             config = load(find())
-        except (ConfigError, OSError):
+        except (ConfigError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EACCES:
+                self._hint = f"this user may not read the configuration, so only the usual port was asked: {JOIN}"
             config = Config()
         socket_path = Path(config.http.unix_socket or resolve_runtime_dir(config) / "http.sock")
         if socket_path.is_socket():

@@ -129,7 +129,7 @@ def _show(findings: list[Finding], *, running: bool) -> None:
     console.print(table)
     errors, warnings = (sum(finding.grade == grade for finding in findings) for grade in ("error", "warning"))
     verdict = f"{errors} to mend, {warnings} to know about" if errors or warnings else "nothing to do"
-    console.print(f"\n{verdict}{'' if running else '; no appliance is running'}")
+    console.print(f"\n{verdict}{'' if running else '; no appliance answers'}")
     if errors or warnings:
         console.print(f"{book.BOOK} is {book.place()}", soft_wrap=True)
 

@@ -121,6 +121,11 @@ class Manager:
             fields = {"model": name, "version": version, "state": str(ModelState.FAILED), "reason": reason}
             log.error("model.missing" if missing else "model.state", extra={"fields": fields})
             self._events.publish("model.state", **fields)
+        for name in self._wanted:
+            model = self._models[name]
+            if model.folder is not None and model.folder.problem and model.generations:
+                fields = {"model": name, "reason": f"{model.folder.problem}; what was loaded before serves on"}
+                log.error("model.broken", extra={"fields": fields})
 
     def unservable(self) -> list[tuple[ModelName, Version, str]]:
         """What is wanted here and cannot even be begun, with its reason: wrong folders (version "") or versions, missing folders.

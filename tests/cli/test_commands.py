@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from appliance.cli import connection
 from appliance.cli.main import app
+from appliance.config import Config, HttpConfig, UnreadableError
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits" / "1" / "model.onnx"
 run = CliRunner()
@@ -187,6 +189,17 @@ def test_who_may_not_read_the_configuration_is_told_to_join_the_group(
     words = " ".join((done.stdout + done.stderr).split())
     assert f"not allowed to read the configuration {tmp_path}" in words.replace("/ ", "/").replace("- ", "-")
     assert "--groups appliance" in words
+
+
+def test_who_asks_the_usual_port_for_want_of_a_configuration_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path | None) -> None:
+        raise UnreadableError(errno.EACCES, "Permission denied", "/etc/appliance/appliance.toml")
+
+    monkeypatch.delenv("APPLIANCE_URL", raising=False)
+    monkeypatch.setattr(connection, "load", refuse)
+    monkeypatch.setattr(connection, "Config", lambda: Config(http=HttpConfig(port=9, unix_socket="none")))
+    done = run.invoke(app, ["status"])
+    assert (done.exit_code, "may not read the configuration" in done.stderr) == (3, True), done.output
 
 
 def test_a_configuration_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -360,8 +360,11 @@ def test_models_that_are_wrong_on_disk_at_the_start_are_failed_everywhere_and_se
     typo.write_text(whole)
     appliance.post("/v2/repository/models/typo/load")
     assert appliance.get("/v2/appliance/status")["status"]["line"].startswith("2 models ready, 2 failed")
+    typo.write_text("foo = [")
     os.kill(house.pid, signal.SIGHUP)
     house.wait_for("model.state", model="hollow", state="FAILED")
+    assert house.wait_for("model.broken", model="typo")["reason"].endswith("what was loaded before serves on")
+    assert appliance.get("/v2/models/typo/ready")["ready"]
 
 
 def test_a_wrong_configuration_ends_with_78_and_names_every_problem(tmp_path: Path) -> None:
