@@ -108,13 +108,20 @@ class Appliance:
 
     def get(self, path: str) -> Any:
         """A JSON document."""
-        return json.loads(self.request("GET", path)[1])
+        return self._document(self.request("GET", path)[1])
 
     def post(self, path: str, document: Any = None) -> Any:
         """A JSON answer to a JSON request, or None for an empty one."""
         body = b"" if document is None else json.dumps(document).encode()
         data = self.request("POST", path, body, timeout_s=LOAD_TIMEOUT_S)[1]
-        return json.loads(data) if data else None
+        return self._document(data) if data else None
+
+    def _document(self, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            text = f"what answers at {self.url} is no appliance: it speaks no JSON"
+            raise CommandError(Exit.UNREACHABLE, "UNREACHABLE", text, "another port? name it with --url") from error
 
     def lines(self, path: str) -> Iterator[dict[str, Any]]:
         """A stream of JSON lines, until the appliance ends it. It is open when this returns: what happens then is in it."""

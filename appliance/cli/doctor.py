@@ -89,8 +89,8 @@ def _examine(url: str | None, checks: Sequence[Check]) -> tuple[list[Finding], P
         problems, fix = told.message, told.hint
         return [_pointed(Finding("configuration", "error", problems, fix))], None
     status, workers = None, []
+    appliance = Appliance(url)
     with contextlib.suppress(CommandError):
-        appliance = Appliance(url)
         status, workers = appliance.get("/v2/appliance/status"), appliance.get("/v2/appliance/workers")
     patient = Patient(config, path, status, workers)
     findings = [Finding("configuration", "good", f"{path or 'defaults'}: no problem")]

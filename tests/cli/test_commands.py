@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,28 @@ def test_an_address_of_ipv6_can_be_asked(configured: Path) -> None:
     configured.write_text('[http]\nport = 9\nhost = "::1"\n')
     done = run.invoke(app, ["status"])
     assert (done.exit_code, "no appliance answers at http://[::1]:9: " in done.stderr) == (3, True), done.output
+
+
+def test_the_doctor_does_not_take_a_wrong_url_for_an_appliance_that_is_down(configured: Path) -> None:
+    configured.write_text("")
+    done = run.invoke(app, ["doctor", "--only", "running", "--url", "http://x:abc"])
+    assert (done.exit_code, "is no URL of an appliance" in done.stderr) == (2, True), done.output
+
+
+def test_another_program_that_answers_is_told_as_that() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = run.invoke(app, ["status", "--url", f"http://127.0.0.1:{server.getsockname()[1]}"])
+        thread.join()
+    assert (done.exit_code, "is no appliance" in done.stderr) == (3, True), done.output
 
 
 @pytest.mark.parametrize(
