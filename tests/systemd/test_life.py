@@ -85,10 +85,10 @@ def test_a_model_that_cannot_be_loaded_makes_reload_fail_and_disturbs_nobody(box
 
 def test_a_stop_while_a_reload_waits_for_a_model_is_a_stop_in_good_order(box: Box) -> None:
     box.run("systemctl", "start", "appliance.service")
-    box.loopback("slow", "[worker]\nload_budget_ms = 60000\n", load="hang")
+    box.loopback("hanging", "[worker]\nload_budget_ms = 60000\n", load="hang")
     box.run("systemctl", "reload", "--no-block", "appliance.service")
     deadline = time.monotonic() + LONG_S
-    while not box.journal("MODEL=slow", "STATE=LOADING"):
+    while not box.journal("MODEL=hanging", "STATE=LOADING"):
         assert time.monotonic() < deadline
     assert box.show("ActiveState") == "reloading"
     box.run("systemctl", "stop", "appliance.service")
