@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import stat
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -209,11 +210,28 @@ SEARCH = (Path("appliance.toml"), Path("/etc/appliance/appliance.toml"))
 """Where a configuration is looked for when none is named; the first that exists counts."""
 
 
+class UnreadableError(OSError):
+    """A configuration file that is missing or that this user may not read: number, reason and path as of any OSError."""
+
+
 def find() -> Path | None:
-    """The configuration file to use: $APPLIANCE_CONFIG, or the first of SEARCH, or none (defaults)."""
+    """The configuration file to use: $APPLIANCE_CONFIG, or the first of SEARCH, or none (defaults).
+
+    One in a folder that is closed to this user counts: to go on with the defaults would be to look at another appliance.
+    """
     if named := os.environ.get("APPLIANCE_CONFIG"):
         return Path(named)
-    return next((path for path in SEARCH if path.is_file()), None)
+    return next((path for path in SEARCH if _is_there(path)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except PermissionError:
+        # a current folder that may not even be entered (root's, after `runuser`) holds no configuration of ours
+        return path.is_absolute()
+    except OSError:
+        return False
 
 
 CREDENTIAL = "credential:"
@@ -232,16 +250,16 @@ def load(
     """The configuration in that file (None: defaults), changed by `key.path=value` overrides.
 
     `credentials` is where `credential:NAME` is looked up; "named" leaves such a text as it stands, so that whoever only looks at
-    the configuration neither needs the secrets nor can show them. ConfigError with every problem at once; OSError if the file
-    cannot be read.
+    the configuration neither needs the secrets nor can show them. ConfigError with every problem at once; UnreadableError if
+    the file cannot be read.
     """
     data: dict[str, Any] = {}
     problems: list[Problem] = []
     lines: dict[str, int] = {}
     name = "configuration"
     if path is not None:
-        text = path.read_text()
         name = path.name
+        text = _text(path)
         lines = _lines(text)
         data = _parse(text, name)
     for override in overrides:
@@ -257,6 +275,17 @@ def load(
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise UnreadableError(error.errno, error.strerror, str(path)) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text: {error.reason}"
+        raise ConfigError([Problem(path.name, line, "", message, "TOML is always UTF-8: save it so")]) from error
 
 
 def decode_toml(text: str, kind: type[StructT], *, file: str) -> StructT:

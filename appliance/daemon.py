@@ -59,6 +59,8 @@ GPU_NODES = ("dev/nvidiactl", "dev/nvhost-ctrl-gpu")
 DRIVER_PATIENCE_S = 10.0
 """How long the start waits for NVIDIA's driver to say how much memory there is; one that hangs must not keep us from serving."""
 
+HIDDEN_BY_SYSTEMD = ("/home/", "/root/", "/run/user/")
+
 LAME_DUCK_S = 0.1
 """How long new requests are still answered UNAVAILABLE after the last accepted one was answered."""
 
@@ -149,6 +151,8 @@ class Daemon:
 
         config = self._config
         _say_what_is_given_up(wanted=config.workers.sandbox)
+        # first of all: the record may be kept in it, and a folder made for that would hide that the disk is missing
+        _see_models_folder(Path(config.repository.path))
         self._supervisor.watch()
         self._install_signals()
         events = EventBus()
@@ -498,6 +502,25 @@ class Daemon:
 
 class StrayListenerError(OSError):
     """A socket unit and the configuration contradict each other."""
+
+
+class ModelsFolderError(OSError):
+    """The models cannot be seen, in words. Their disk may be mounted a moment later: no configuration is wrong for good."""
+
+
+def _see_models_folder(path: Path) -> None:
+    try:
+        with os.scandir(path) as entries:
+            next(entries, None)
+    except OSError as error:
+        what = f"the models folder {path} cannot be read: {error.strerror}"
+        if os.path.realpath(path).startswith(HIDDEN_BY_SYSTEMD) and systemd.supervised():
+            raise ModelsFolderError(
+                f"{what}; ProtectHome= hides /home, /root and /run/user from the service"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            what = f"the models folder {path} is not there"
+        raise ModelsFolderError(f"{what}; is its disk mounted, or repository.path wrong?") from error
 
 
 def _status_of(error: OSError) -> int:

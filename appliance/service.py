@@ -361,7 +361,8 @@ class Service:
     def status_line(self) -> str:
         """One line for humans: "3 models ready, 1 failed, 61 °C, 41 req/s"; the temperature where it is known."""
         states = [generation.state for generation in self._manager.generations()]
-        ready, failed = states.count(ModelState.READY), states.count(ModelState.FAILED)
+        ready = states.count(ModelState.READY)
+        failed = states.count(ModelState.FAILED) + len(self._manager.unservable())
         parts = ["draining" if self.draining else f"{ready} model{'s' if ready != 1 else ''} ready"]
         if failed:
             parts.append(f"{failed} failed")
@@ -385,7 +386,10 @@ class Service:
         return {
             "seq": self._events.seq,
             "boot": self._boot_id,
-            "models": [_model_document(generation) for generation in self._manager.generations()],
+            "models": [
+                *(_model_document(generation) for generation in self._manager.generations()),
+                *(_unservable_document(*entry) for entry in self._manager.unservable()),
+            ],
             "status": {
                 "name": "appliance",
                 "version": __version__,
@@ -411,8 +415,6 @@ class Service:
 
 def _model_document(generation: ModelVersion) -> dict[str, Any]:
     """One version in the status document: its state, its counters, and its times of the last minute in microseconds."""
-    statistics = generation.statistics
-    recent = statistics.recent_times
     return {
         "name": generation.name,
         "version": generation.version,
@@ -424,14 +426,41 @@ def _model_document(generation: ModelVersion) -> dict[str, Any]:
         "instances": generation.manifest.worker.instances,
         "workers": len(generation.scheduler.instances) if generation.scheduler is not None else 0,
         "pending": generation.scheduler.pending if generation.scheduler is not None else 0,
+        "provider": generation.provider,
+        "engine": generation.artifact.label if generation.artifact is not None else "",
+        "verification": generation.artifact.summary if generation.artifact is not None else "",
+        **_document_of(generation.statistics),
+    }
+
+
+def _unservable_document(name: ModelName, version: Version, reason: str) -> dict[str, Any]:
+    """The same for what is so wrong on disk that it never became a version with a life: FAILED, and nothing was ever counted."""
+    return {
+        "name": name,
+        "version": version,
+        "state": public_state(ModelState.FAILED),
+        "detail": str(ModelState.FAILED),
+        "reason": reason,
+        "restarts": 0,
+        "answering": False,
+        "instances": 0,
+        "workers": 0,
+        "pending": 0,
+        "provider": "",
+        "engine": "",
+        "verification": "",
+        **_document_of(ModelStatistics(name, version)),
+    }
+
+
+def _document_of(statistics: ModelStatistics) -> dict[str, Any]:
+    recent = statistics.recent_times
+    return {
         "inference_count": statistics.inference_count,
         "execution_count": statistics.execution_count,
         "success": statistics.success.count,
         "fail": statistics.fail.count,
         "failures": dict(statistics.failures),
-        "provider": generation.provider,
-        "engine": generation.artifact.label if generation.artifact is not None else "",
-        "verification": generation.artifact.summary if generation.artifact is not None else "",
         "p50_us": recent.percentile(0.50),
         "p95_us": recent.percentile(0.95),
         "p99_us": recent.percentile(0.99),

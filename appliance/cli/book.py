@@ -14,6 +14,7 @@ INSTALLED = Path("/usr/share/doc/appliance") / BOOK
 SECTIONS = {
     "configuration": "configuration-refused",
     "appliance": "not-ready",
+    "service": "not-starting",
     "models": "model-failed",
     "hardware": "findings",
     "governor": "too-hot",

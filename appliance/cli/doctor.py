@@ -23,15 +23,18 @@ import typer
 from appliance.cli import book
 from appliance.cli.connection import Appliance
 from appliance.cli.findings import Check, Finding, Grade, Patient
-from appliance.cli.options import JSON, URL, command
+from appliance.cli.options import JSON, URL, command, unreadable
 from appliance.cli.output import CommandError, Exit, print_json
-from appliance.config import ConfigError, find, load
+from appliance.config import ConfigError, UnreadableError, find, load
 from appliance.host.sandbox import Sandbox
 
 GOVERNOR_FIX = (
     "see to the cooling: fans, filters, the air around it; `appliance history gpu.0.temperature` shows since when"
 )
 MARKS: dict[Grade, str] = {"good": "✓", "note": "·", "warning": "!", "error": "✗"}
+
+DISK = "models-on-a-disk-of-their-own"
+"""The section of the book."""
 
 PROBE_S = 60.0
 DRIVER_PROBE_S = 20.0
@@ -77,15 +80,17 @@ def _examine(url: str | None, checks: Sequence[Check]) -> tuple[list[Finding], P
     path = find()
     try:
         config = load(path)
-    except (ConfigError, OSError) as error:
-        problems = (
-            "; ".join(str(problem) for problem in error.problems) if isinstance(error, ConfigError) else str(error)
-        )
+    except ConfigError as error:
+        problems = "; ".join(str(problem) for problem in error.problems)
         fix = "mend it; `appliance config check` says more"
         return [_pointed(Finding("configuration", "error", problems, fix))], None
+    except UnreadableError as error:
+        told = unreadable(error)
+        problems, fix = told.message, told.hint
+        return [_pointed(Finding("configuration", "error", problems, fix))], None
     status, workers = None, []
+    appliance = Appliance(url)
     with contextlib.suppress(CommandError):
-        appliance = Appliance(url)
         status, workers = appliance.get("/v2/appliance/status"), appliance.get("/v2/appliance/workers")
     patient = Patient(config, path, status, workers)
     findings = [Finding("configuration", "good", f"{path or 'defaults'}: no problem")]
@@ -124,7 +129,7 @@ def _show(findings: list[Finding], *, running: bool) -> None:
     console.print(table)
     errors, warnings = (sum(finding.grade == grade for finding in findings) for grade in ("error", "warning"))
     verdict = f"{errors} to mend, {warnings} to know about" if errors or warnings else "nothing to do"
-    console.print(f"\n{verdict}{'' if running else '; no appliance is running'}")
+    console.print(f"\n{verdict}{'' if running else '; no appliance answers'}")
     if errors or warnings:
         console.print(f"{book.BOOK} is {book.place()}", soft_wrap=True)
 
@@ -134,7 +139,10 @@ def _show(findings: list[Finding], *, running: bool) -> None:
 
 def _running(patient: Patient) -> Iterator[Finding]:
     if patient.status is None:
-        yield Finding("appliance", "note", "none is running, so only the box was looked at", "appliance serve")
+        from appliance.cli import doctor_unit
+
+        yield Finding("appliance", "note", "none answers, so only the box was looked at", "appliance serve")
+        yield from doctor_unit.service(patient)
         return
     status = patient.status["status"]
     if status["ready"]:
@@ -143,7 +151,9 @@ def _running(patient: Patient) -> Iterator[Finding]:
         yield Finding("appliance", "error", f"not ready: {status['line']}", "appliance models list")
     for model in patient.status["models"]:
         if model["detail"] == "FAILED":
-            text = f"{model['name']} version {model['version']} does not serve: {model['reason']}"
+            # of a folder that is wrong as a whole there is no version
+            name = f"{model['name']} version {model['version']}" if model["version"] else model["name"]
+            text = f"{name} does not serve: {model['reason']}"
             fix = f"mend it, then: appliance models load {model['name']}"
             if model["reason"].startswith("waits for memory"):
                 fix = "unload another model, or give the box more memory: it is loaded by itself when there is room"
@@ -156,6 +166,20 @@ def _running(patient: Patient) -> Iterator[Finding]:
         grade: Grade = "error" if finding["severity"] == "error" else "warning"
         see = book.pointer("hardware", finding.get("code", ""))
         yield Finding("hardware", grade, finding["text"], finding.get("fix", ""), see)
+
+
+def _models(patient: Patient) -> Iterator[Finding]:
+    """A folder without a model is most often the mount point of a disk that is not mounted: ready, and nothing serves."""
+    from appliance.lifecycle.repository import Repository
+
+    path = Path(patient.config.repository.path)
+    try:
+        found = Repository(path).scan()
+    except OSError:
+        return  # that is said of the models folder
+    if not found:
+        fix = f"findmnt --target {path} says which disk it is on; mount it, or put a model in, then: systemctl reload appliance"
+        yield Finding("models", "warning", f"0 models in {path}: is its disk mounted?", fix, book.pointer("", DISK))
 
 
 def _packages(_patient: Patient) -> Iterator[Finding]:
@@ -443,6 +467,7 @@ CHECKS: tuple[Check, ...] = (
     _devices,
     _gpus,
     _permissions,
+    _models,
     _engines,
     _disk,
     _recorder,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.cli.findings import Finding, Patient
-from appliance.config import recorder_path, resolve_runtime_dir
+from appliance.config import CREDENTIAL, recorder_path, resolve_runtime_dir
 from appliance.lifecycle.compilation import engines_path
 
 LOW_DISK_BYTES = 1 << 30
@@ -105,10 +105,16 @@ def disk(patient: Patient) -> Iterator[Finding]:
 
 def ports(patient: Patient) -> Iterator[Finding]:
     """Who listens where we would: ourselves, nobody, or somebody else; and whether others can come."""
+    for setting in _credentials(patient):
+        text = f"{setting} is a credential, which only the service can read: its address is not looked at"
+        yield Finding("ports", "note", text, "ss -ltnp names who listens where")
     for setting, host, port in _listeners(patient):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.settimeout(1.0)
-            taken = probe.connect_ex((LOOPBACK if host == "*" else host, port)) == 0
+        try:
+            taken = _answers(host, port)
+        except OSError as error:
+            text = f"{host} is no address that can be listened on: {error.strerror or error}"
+            yield Finding("ports", "error", text, f"mend {setting.replace('http.port', 'http.host')}")
+            continue
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if taken and patient.status is None:
             text = f"another program listens on {where}"
@@ -124,12 +130,28 @@ def ports(patient: Patient) -> Iterator[Finding]:
             yield Finding("ports", "warning", text, fix)
 
 
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody listens there. OSError: there is no such place."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK if host == "*" else host, port)) == 0
+
+
+def _credentials(patient: Patient) -> Iterator[str]:
+    http, zmq = patient.config.http, patient.config.zmq
+    if http.enabled and http.host.startswith(CREDENTIAL):
+        yield "http.host"
+    for setting, endpoint in (("zmq.tcp", zmq.tcp), ("zmq.events_tcp", zmq.events_tcp)):
+        if zmq.enabled and endpoint.startswith(CREDENTIAL):
+            yield setting
+
+
 def _listeners(patient: Patient) -> Iterator[tuple[str, str, int]]:
     """Setting, host and port of each socket that others may have; a port that is chosen at the start is nobody's yet."""
     http, zmq = patient.config.http, patient.config.zmq
-    if http.enabled and http.port:
+    if http.enabled and http.port and not http.host.startswith(CREDENTIAL):
         yield "http.port", http.host, http.port
     for setting, endpoint in (("zmq.tcp", zmq.tcp), ("zmq.events_tcp", zmq.events_tcp)):
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-        if zmq.enabled and port.isdecimal() and int(port):
+        if zmq.enabled and port.isdecimal() and int(port) and not endpoint.startswith(CREDENTIAL):
             yield setting, host.strip("[]"), int(port)

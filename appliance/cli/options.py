@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
@@ -9,7 +10,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from appliance.cli.output import CommandError, Exit, fail
-from appliance.config import ConfigError
+from appliance.config import ConfigError, UnreadableError
 
 P = ParamSpec("P")
 
@@ -19,7 +20,19 @@ URL = Annotated[
         "--url", help="http://HOST:PORT or unix:/PATH of the appliance; $APPLIANCE_URL works too.", show_default=False
     ),
 ]
+JOIN = "ask root to run `usermod --append --groups appliance YOU`, then log in again; or run it as root"
+
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def unreadable(error: UnreadableError) -> CommandError:
+    """What to tell somebody who has no configuration, or may not read the one there is."""
+    what = f"the configuration {error.filename} cannot be read: {error.strerror}"
+    hint = "name one with --config or $APPLIANCE_CONFIG"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        what = f"not allowed to read the configuration {error.filename}"
+        hint = JOIN
+    return CommandError(Exit.CONFIG, "CONFIG", what, hint)
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
@@ -40,6 +53,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 ),
                 as_json=as_json,
             )
+        except UnreadableError as error:
+            fail(unreadable(error), as_json=as_json)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from appliance.cli.options import JSON, command
+from appliance.cli.options import JSON, command, unreadable
 from appliance.cli.output import CommandError, Exit, note, print_json
-from appliance.config import Config, ConfigError, credentials_dir, find, load, resolve_runtime_dir, schema
+from appliance.config import (
+    Config,
+    ConfigError,
+    UnreadableError,
+    credentials_dir,
+    find,
+    load,
+    resolve_runtime_dir,
+    schema,
+)
 from appliance.host import reload as handshake
 from appliance.host import systemd
 from appliance.observability import logs
@@ -49,13 +59,8 @@ def _load(
     found = path or find()
     try:
         return load(found, overrides=settings or (), credentials=credentials), found
-    except OSError as error:
-        raise CommandError(
-            Exit.CONFIG,
-            "CONFIG",
-            f"the configuration {found} cannot be read: {error.strerror}",
-            "name one with --config",
-        ) from error
+    except UnreadableError as error:
+        raise unreadable(error) from error
 
 
 @command
@@ -96,8 +101,13 @@ def reload(
 ) -> None:
     """Have the running appliance reread its configuration and models, and wait; it keeps the old one if the new one is bad."""
     runtime_dir = resolve_runtime_dir(_for_runtime_dir(config))
+    before = signal.signal(signal.SIGTERM, _told_to_stop)
     try:
         outcome = handshake.ask(runtime_dir, pid, timeout_s)
+    except _ToldToStop:
+        note("nothing is waited for any more: the appliance is being stopped")
+        # ExecReload= names the process. A death by signal there would make an orderly stop of the service a failed one
+        raise typer.Exit(Exit.OK if pid is not None else 128 + signal.SIGTERM) from None
     except handshake.NobodyError as error:
         raise CommandError(
             Exit.UNREACHABLE, "UNREACHABLE", f"nothing was reloaded: {error}", "is the appliance running?"
@@ -110,6 +120,8 @@ def reload(
         raise CommandError(
             Exit.TIMEOUT, "TIMEOUT", f"no result within {timeout_s:g} s; it may still come", "see the journal"
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         print_json({"ok": outcome.ok, "problems": list(outcome.problems), "needs_restart": list(outcome.notes)})
     for problem in outcome.problems:
@@ -118,6 +130,14 @@ def reload(
         raise typer.Exit(Exit.FAILED)
     if not as_json:
         note("reloaded" + (f"; needs a restart: {', '.join(outcome.notes)}" if outcome.notes else ""))
+
+
+class _ToldToStop(BaseException):
+    """SIGTERM came: `systemctl stop` ends a reload that still waits before it stops the service."""
+
+
+def _told_to_stop(*_: object) -> None:
+    raise _ToldToStop
 
 
 def _for_runtime_dir(path: Path | None) -> Config:

@@ -74,6 +74,7 @@ class Manager:
             in_use=self._engines_in_use,
         )
         self._required: frozenset[ModelName] = frozenset()
+        self._wanted: frozenset[ModelName] = frozenset()
         self._closed = False
         self._waiting: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
@@ -95,11 +96,10 @@ class Manager:
             self._model(name).folder = folder
         names = list(folders) if self._config.load == "all" else [ModelName(name) for name in self._config.models]
         for name in names:
-            model = self._model(name)
-            if name not in folders:
-                log.error("model.missing", extra={"fields": {"model": name}})
-            self._own(self._bring(model, folders.get(name)), f"reconcile-{name}")
+            self._own(self._bring(self._model(name), folders.get(name)), f"reconcile-{name}")
         self._required = frozenset(ModelName(name) for name in self._config.required) or frozenset(names)
+        self._wanted = frozenset(names)
+        self._tell_unservable()
         return names
 
     def reconfigure(self, config: RepositoryConfig, drain_timeout_s: float) -> None:
@@ -120,6 +120,45 @@ class Manager:
             # one that is gone from the disk is gone from the index, too, once it is unloaded
             self._model(name).folder = folders.get(name)
         self._required = frozenset(ModelName(name) for name in config.required) or frozenset(names)
+        self._wanted = frozenset(names)
+        self._tell_unservable()
+
+    def _tell_unservable(self) -> None:
+        """What is wrong on disk never becomes a generation whose state could be told, so it is told here."""
+        for name, version, reason in self.unservable():
+            model = self._models.get(name)
+            missing = model is None or model.folder is None
+            fields = {"model": name, "version": version, "state": str(ModelState.FAILED), "reason": reason}
+            log.error("model.missing" if missing else "model.state", extra={"fields": fields})
+            self._events.publish("model.state", **fields)
+        for name in self._wanted:
+            model = self._models[name]
+            if model.folder is not None and model.folder.problem and model.generations:
+                fields = {"model": name, "reason": f"{model.folder.problem}; what was loaded before serves on"}
+                log.error("model.broken", extra={"fields": fields})
+
+    def unservable(self) -> list[tuple[ModelName, Version, str]]:
+        """What is wanted here and cannot even be begun, with its reason: wrong folders (version "") or versions, missing folders.
+
+        A version that the policy would not choose is not wanted.
+        """
+        found = []
+        for name in sorted(self._wanted | self._required):
+            model = self._models.get(name)
+            folder = model.folder if model is not None else None
+            known = {generation.version for generation in model.generations.values()} if model is not None else set()
+            if folder is None or folder.problem:
+                if not known:
+                    reason = "there is no model folder of that name" if folder is None else folder.problem
+                    found.append((name, Version(""), reason))
+                continue
+            chosen = aspired_versions({*folder.versions, *folder.broken}, folder.manifest.versions)
+            found += [
+                (name, Version(str(number)), folder.broken[number])
+                for number in sorted(folder.broken)
+                if number in chosen and str(number) not in known
+            ]
+        return found
 
     def _model(self, name: ModelName) -> Model:
         model = self._models.get(name)

@@ -7,6 +7,7 @@ the directory listing and are checked against a pattern; a name from a client is
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from appliance.core.request import ModelName
 
 NAME = re.compile(MODEL_NAME_PATTERN)
 VERSION = re.compile(r"^[1-9][0-9]{0,9}$")
+NOT_OURS = frozenset({"lost+found"})
+"""At the top of every ext4: a models folder may be a disk of its own."""
 MAX_LABELS = 1_000_000
 MAX_MANIFEST_BYTES = 1 << 20
 
@@ -73,9 +76,10 @@ class Repository:
         """Every model folder, by name. OSError if the repository itself cannot be read."""
         found = {}
         for entry in sorted(self._path.iterdir()):
-            if entry.name.startswith(".") or not entry.is_dir():
+            if entry.name.startswith(".") or entry.name in NOT_OURS or not entry.is_dir():
                 continue
-            name = ModelName(entry.name)
+            # what is no UTF-8 could be shown to nobody
+            name = ModelName(os.fsencode(entry.name).decode(errors="replace"))
             if NAME.match(entry.name) is None:
                 problem = "the folder's name must be letters, digits, '.', '_' or '-', and start with a letter or digit"
                 found[name] = ModelFolder(name, ModelManifest(), (), {}, {}, problem)

@@ -16,7 +16,7 @@ import msgspec
 
 from appliance.core import audit
 from appliance.core.energy import EnergySum
-from appliance.core.errors import invalid, unavailable
+from appliance.core.errors import ApplianceError, invalid, unavailable
 from appliance.core.history import TIERS, Bucket, choose_tier, merge_rows
 from appliance.recording.file import open_for_reading
 from appliance.recording.packing import Selection
@@ -27,6 +27,13 @@ MAX_KINDS = 32
 MAX_POINTS = 2_000
 DEFAULT_POINTS = 300
 FOREVER = 1e11
+
+
+def _unreadable(error: sqlite3.Error) -> ApplianceError:
+    if "no such table" in str(error):
+        # the file is made, and then filled
+        return unavailable("nothing has been recorded yet: the recorder could not begin its file. Is its disk full?")
+    return unavailable(f"the record cannot be read: {error}")
 
 
 class RecordReader:
@@ -42,11 +49,11 @@ class RecordReader:
         except FileNotFoundError:
             raise unavailable("nothing has been recorded yet, or the recorder is off ([recorder] enabled)") from None
         except sqlite3.Error as error:
-            raise unavailable(f"the record cannot be read: {error}") from error
+            raise _unreadable(error) from error
         try:
             yield connection
         except sqlite3.Error as error:
-            raise unavailable(f"the record cannot be read: {error}") from error
+            raise _unreadable(error) from error
         finally:
             connection.close()
 

@@ -315,3 +315,33 @@ def test_heat_is_named_with_its_level(config: Config) -> None:
         status = STATUS | {"governor": {"level": level, "reason": "GPU 0 is at 90 °C"}}
         (found,) = [one for one in doctor._running(patient(config, status=status)) if one.check == "governor"]
         assert (found.grade, found.text) == (grade, f"{level}: GPU 0 is at 90 °C")
+
+
+def test_an_address_that_only_the_service_knows_is_not_looked_at_and_one_that_is_none_is_named(config: Config) -> None:
+    hidden = msgspec.structs.replace(config, http=HttpConfig(host="credential:http-host", port=9))
+    assert (one(doctor._ports, patient(hidden)).grade, one(doctor._ports, patient(hidden)).text.split(" is")[0]) == (
+        "note",
+        "http.host",
+    )
+    endpoints = ZmqConfig(tcp="credential:a:5570", events_tcp="credential:b")
+    hidden = msgspec.structs.replace(hidden, zmq=endpoints)
+    assert [told.text.split(" is")[0] for told in doctor._ports(patient(hidden))] == [
+        "http.host",
+        "zmq.tcp",
+        "zmq.events_tcp",
+    ]
+    wrong = msgspec.structs.replace(config, http=HttpConfig(host="no.such.host.invalid", port=9))
+    found = one(doctor._ports, patient(wrong))
+    assert (found.grade, found.fix) == ("error", "mend http.host")
+
+
+def test_a_models_folder_without_a_model_may_be_a_disk_that_is_not_mounted(config: Config, tmp_path: Path) -> None:
+    assert list(doctor._models(patient(config))) == []
+    empty = tmp_path / "mnt"
+    (empty / "lost+found").mkdir(parents=True)
+    (empty / ".recorder").mkdir()
+    unmounted = msgspec.structs.replace(config, repository=RepositoryConfig(path=str(empty)))
+    found = one(doctor._models, patient(unmounted, status=STATUS))
+    assert (found.grade, found.text) == ("warning", f"0 models in {empty}: is its disk mounted?")
+    gone = msgspec.structs.replace(config, repository=RepositoryConfig(path=str(tmp_path / "gone")))
+    assert list(doctor._models(patient(gone))) == []

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from appliance.cli import bugreport
+from appliance.cli import bugreport, connection
 from appliance.cli.bugreport import redact, redact_text, redact_toml
 from appliance.cli.history import matching, number, sparkline
 from appliance.cli.main import app
@@ -308,3 +308,21 @@ def test_moments_are_spans_or_times() -> None:
     assert moment("1.5h") == pytest.approx(time.time() - 5_400, abs=5)
     assert moment("2027-01-31T06:00+00:00") == 1_801_375_200.0
     assert run.invoke(app, ["events", "--since", "yesterday"]).exit_code == 2
+
+
+def test_a_record_that_could_not_be_begun_is_no_matter_of_models(file: Path) -> None:
+    for left in file.parent.glob("r.sqlite3*"):
+        left.unlink()
+    sqlite3.connect(file).close()
+    file.write_bytes(b"")
+    done = run.invoke(app, ["events"])
+    assert done.exit_code == 1
+    assert "could not begin its file. Is its disk full?" in done.stderr
+    assert "no such table" not in done.output
+
+
+def test_a_record_that_a_running_appliance_cannot_read_has_its_own_sections_of_the_book() -> None:
+    body = json.dumps({"error": "nothing has been recorded yet"}).encode()
+    error = connection._error(503, body, "/v2/appliance/events?since=1")
+    assert "operations.md#recorder and operations.md#disk-full" in error.hint
+    assert connection._error(503, body, "/v2/models/m/infer").hint == "see `appliance models list`"

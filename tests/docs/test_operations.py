@@ -36,6 +36,7 @@ FINDING_CODE = re.compile(r"(?:gpu|driver|sensor|clock|drive|event|process|disk|
 NOT_RUN = {
     "needs an NVIDIA GPU": 11,
     "needs a checkout and a network": 2,
+    "needs a second disk": 3,
     "runs in a checkout, at the maker's desk": 1,
 }
 """How many commands are not run, by reason. Few, and each for a reason that stands in the book."""

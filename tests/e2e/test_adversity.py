@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from appliance.cli.connection import Appliance
+from appliance.cli.main import app
 from appliance.cli.output import CommandError
 from appliance.client import Client
 from appliance.core.errors import ApplianceError, ErrorCode
@@ -319,6 +321,50 @@ def test_a_reload_loads_what_is_new_and_keeps_the_old_configuration_if_the_new_o
     assert "did you mean 'port'" in refused["reason"]
     assert [entry["name"] for entry in appliance.post("/v2/repository/index")] == ["echo"]
     assert appliance.get("/v2/health/ready")["ready"]
+
+
+def test_models_that_are_wrong_on_disk_at_the_start_are_failed_everywhere_and_serve_when_mended(house: House) -> None:
+    house.loopback("echo", shape="4")
+    typo = house.loopback("typo", shape="4") / "model.toml"
+    whole = typo.read_text()
+    typo.write_text("foo = [")
+    (house.models / "hollow" / "1").mkdir(parents=True)
+    house.settings["repository"] |= {"load": "listed", "models": ["echo", "typo", "hollow", "gone"]}
+    house.loopback("unlisted")
+    (house.models / "unlisted" / "model.toml").write_text("foo = [")
+    house.spawn()
+    house.wait_for("model.missing", model="gone", version="")
+    logged = house.wait_for("model.state", model="hollow", version="1", state="FAILED", level="error")
+    assert "no model.onnx" in logged["reason"]
+    logged = house.wait_for("model.state", model="typo", version="", state="FAILED", level="error")
+    assert logged["reason"].startswith("model.toml:1: not valid TOML")
+    house.addresses = house.wait_for("daemon.listening")["addresses"]
+    assert house.wait_for("daemon.ready")["status"].startswith("1 model ready, 3 failed")
+    appliance = Appliance(house.http)
+    status = appliance.get("/v2/appliance/status")
+    assert not status["status"]["ready"]
+    told = {model["name"]: (model["version"], model["detail"], model["reason"]) for model in status["models"]}
+    assert told["typo"] == ("", "FAILED", logged["reason"])
+    assert told["hollow"][:2] == ("1", "FAILED")
+    assert told["gone"] == ("", "FAILED", "there is no model folder of that name")
+    assert set(told) == {"echo", "typo", "hollow", "gone"}
+    assert {*status["models"][0]} == {*status["models"][-1]}, "a reader finds the same keys in every row"
+    assert 'appliance_model_state{model="typo",version="",state="FAILED"} 1' in (
+        appliance.request("GET", "/metrics")[1].decode()
+    )
+    shown = CliRunner().invoke(app, ["status", "--url", house.http])
+    assert (shown.exit_code, "typo" in shown.stdout, "not valid TOML" in shown.stdout) == (4, True, True)
+    events = appliance.get("/v2/appliance/events?kind=model.state")["events"]
+    failed = {event["fields"]["model"]: event["severity"] for event in events if event["fields"]["state"] == "FAILED"}
+    assert failed == {"typo": "error", "hollow": "error", "gone": "error"}
+    typo.write_text(whole)
+    appliance.post("/v2/repository/models/typo/load")
+    assert appliance.get("/v2/appliance/status")["status"]["line"].startswith("2 models ready, 2 failed")
+    typo.write_text("foo = [")
+    os.kill(house.pid, signal.SIGHUP)
+    house.wait_for("model.state", model="hollow", state="FAILED")
+    assert house.wait_for("model.broken", model="typo")["reason"].endswith("what was loaded before serves on")
+    assert appliance.get("/v2/models/typo/ready")["ready"]
 
 
 def test_a_wrong_configuration_ends_with_78_and_names_every_problem(tmp_path: Path) -> None:

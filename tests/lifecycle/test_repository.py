@@ -107,3 +107,12 @@ def test_a_repository_is_known_by_its_folder_and_not_by_its_path(tmp_path: Path)
     (tmp_path / "link").symlink_to(one)
     assert Repository(one).identity == Repository(tmp_path / "link").identity != Repository(other).identity
     assert Repository(tmp_path / "gone").identity == ""
+
+
+def test_the_disk_s_own_folder_is_no_model_and_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
+    model(tmp_path, "good", "1")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / os.fsdecode(b"b\xe4d")).mkdir()
+    found = Repository(tmp_path).scan()
+    assert set(found) == {"good", "b\ufffdd"}
+    assert "must be letters" in found[ModelName("b\ufffdd")].problem

@@ -141,6 +141,15 @@ def no_parts(desk: Desk) -> None:
     desk.shell(f"rm -r {MODELS}/parts && systemctl reload appliance")
 
 
+def own_place(desk: Desk) -> None:
+    """The other sections have the models where the package puts them."""
+    desk.shell(
+        f'sed --in-place \'s|^path = "/srv/disk/models"|path = "{MODELS}"|\' {TOML}\n'
+        "rm -r /srv/disk /etc/systemd/system/appliance.service.d/models-disk.conf\n"
+        "systemctl daemon-reload && systemctl restart appliance && appliance status"
+    )
+
+
 def stopped(desk: Desk) -> None:
     desk.shell("systemctl stop appliance")
 
@@ -201,6 +210,7 @@ AFTER: dict[str, Callable[[Desk], None]] = {
     "upgrade-by-bundle": partial(answers, version=NEWEST),
     "roll-back-a-bundle": partial(answers, version=NEXT),
     "roll-back-a-package": partial(answers, version=__version__),
+    "models-on-a-disk-of-their-own": own_place,
     "port-in-use": free_port,
     "not-ready": whole_file,
     "models-folder": no_parts,

@@ -83,6 +83,37 @@ def test_a_model_that_cannot_be_loaded_makes_reload_fail_and_disturbs_nobody(box
     assert "told to fail" in failed[-1]["REASON"]
 
 
+def test_a_stop_while_a_reload_waits_for_a_model_is_a_stop_in_good_order(box: Box) -> None:
+    box.run("systemctl", "start", "appliance.service")
+    box.loopback("hanging", "[worker]\nload_budget_ms = 60000\n", load="hang")
+    box.run("systemctl", "reload", "--no-block", "appliance.service")
+    deadline = time.monotonic() + LONG_S
+    while not box.journal("MODEL=hanging", "STATE=LOADING"):
+        assert time.monotonic() < deadline
+    assert box.show("ActiveState") == "reloading"
+    box.run("systemctl", "stop", "appliance.service")
+    assert (box.show("ActiveState"), box.show("Result")) == ("inactive", "success")
+
+
+def test_a_models_folder_whose_disk_comes_late_is_waited_for_and_says_so(box: Box) -> None:
+    box.run("sh", "-c", "rm -rf /var/lib/appliance/models && ln -s /nodisk/models /var/lib/appliance/models")
+    box.run("systemctl", "start", "appliance.service", check=False)
+    box.wait_until("SubState", "auto-restart")
+    assert (box.show("ExecMainStatus"), box.show("ActiveState")) == ("75", "activating")
+    assert box.show("StatusText").endswith("is not there; is its disk mounted, or repository.path wrong?")
+    done = box.cli("doctor", "--only", "running", check=False)
+    assert (done.returncode, "is its disk mounted" in " ".join(done.stdout.split())) == (1, True), done.stdout
+    box.run("sh", "-c", "mkdir -p /nodisk/models && mv /nodisk /disk-that-comes && ln -s /disk-that-comes /nodisk")
+    box.wait_until("ActiveState", "active")
+    box.run("systemctl", "stop", "appliance.service")
+    box.run("sh", "-c", "rm /var/lib/appliance/models; ln -s /home/alice/models /var/lib/appliance/models")
+    box.run("systemctl", "start", "appliance.service", check=False)
+    box.wait_until("SubState", "auto-restart")
+    assert "ProtectHome= hides /home" in box.show("StatusText")
+    box.run("systemctl", "stop", "appliance.service")
+    box.run("sh", "-c", "rm /var/lib/appliance/models /nodisk && systemd-tmpfiles --create appliance.conf")
+
+
 def test_a_wrong_configuration_is_not_started_again_and_status_says_why(box: Box) -> None:
     box.configure('[http]\nport = "eighty"\n')
     box.run("systemctl", "start", "appliance.service", check=False)

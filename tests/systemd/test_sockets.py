@@ -43,6 +43,15 @@ def test_with_the_socket_unit_a_stopped_appliance_is_started_by_its_next_client(
     assert box.end_load(load)["failed"] == 0
 
 
+def test_the_socket_unit_is_enabled_in_the_order_of_the_books(box: Box) -> None:
+    box.run("systemctl", "start", "appliance.service")
+    assert box.run("systemctl", "start", "appliance.socket", check=False).returncode == 1
+    box.run("systemctl", "stop", "appliance.service")
+    box.run("systemctl", "start", "appliance.socket")
+    box.run("systemctl", "start", "appliance.service")
+    assert (box.show("ActiveState"), box.show("ActiveState", "appliance.socket")) == ("active", "active")
+
+
 def test_a_socket_that_no_endpoint_has_is_a_configuration_error_and_says_which(box: Box) -> None:
     box.configure("[http]\nport = 9000\n")
     box.run("systemctl", "start", "appliance.socket")
