@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from appliance.cli import bugreport
-from appliance.cli.bugreport import redact, redact_text, redact_toml
 from appliance.cli.history import matching, number, sparkline
 from appliance.cli.main import app
 from appliance.cli.output import CommandError
@@ -181,7 +180,10 @@ def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path
     assert run.invoke(app, ["bugreport", "-o", "report.tar.gz"]).exit_code == 1, "an archive is not overwritten"
 
 
-@pytest.mark.parametrize("broken", ['[http\nport = "x"\n', '[http]\nport = "x"\nadmin_token = "hush"\nprot = 1\n'])
+@pytest.mark.parametrize(
+    "broken",
+    ['[http\nport = "x"\n"hush" = 1', '[http]\nport = "x" # hush\nadmin_token = "hush"\nprot = 1\nhush = "x"\n'],
+)
 def test_a_bugreport_is_made_though_the_configuration_is_broken(
     file: Path, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,30 +196,6 @@ def test_a_bugreport_is_made_though_the_configuration_is_broken(
     assert "problems" in texts["bugreport/events.json"], "where the record lies is not known"
     assert "appliance" in json.loads(texts["bugreport/versions.json"])
     assert not any("hush" in text for text in texts.values())
-
-
-def test_the_text_of_a_configuration_loses_its_secrets_and_nothing_else() -> None:
-    text = """[http]
-port = 8000  # ours
-admin_token = "hush1"
-tokens = [
-  "hush2",
-  "hush3"]
-name = "box"
-password = '''
-hush4
-'''
-[recorder]
-path = "https://kim:hush5@host/"
-"""
-    shown = redact_toml(text)
-    assert "hush" not in shown
-    assert [line for line in shown.splitlines() if "removed" not in line] == [
-        "[http]",
-        "port = 8000  # ours",
-        'name = "box"',
-        "[recorder]",
-    ]
 
 
 JOURNAL = """#!/bin/sh
@@ -282,19 +260,6 @@ def test_a_journal_that_is_huge_loses_its_beginning_and_one_that_hangs_or_refuse
     monkeypatch.setattr(bugreport, "JOURNAL_S", 0.2)
     program(tmp_path, monkeypatch, "#!/bin/sh\nexec sleep 60\n")
     assert "timed out" in log_of(tmp_path)
-
-
-@given(st.text(alphabet="abcXYZ019_-", min_size=12, max_size=30))
-def test_what_is_assigned_to_a_secret_s_name_is_removed(secret: str) -> None:
-    for text in (
-        f"api_key={secret}",
-        f'"token": "{secret}"',
-        f"Authorization: Bearer {secret}",
-        f"http://u:{secret}@h/",
-        f"appliance --admin-token a{secret} --x",
-    ):
-        assert secret not in redact_text(text)
-    assert redact({"a": [{"db_password": secret}], "n": 1}) == {"a": [{"db_password": "(removed)"}], "n": 1}
 
 
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), max_size=80))
