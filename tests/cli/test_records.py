@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import tarfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from appliance.cli import bugreport
 from appliance.cli.history import matching, number, sparkline
 from appliance.cli.main import app
 from appliance.cli.output import CommandError
-from appliance.cli.records import moment
+from appliance.cli.records import clock, moment
 from appliance.core import quantities as q
 from appliance.core.energy import EnergyWindow, ModelShare
 from appliance.recording.recorder import Recorder
@@ -79,6 +81,32 @@ def test_history_is_a_sparkline_csv_or_json(file: Path) -> None:
     assert len(rows) == 121
     assert json.loads(output("history", "gpu.0.temperature", "--json"))["tier_s"] == 1
     assert output("history").split() == ["gpu.0.fan.0", "gpu.0.temperature", "gpu.1.temperature"]
+
+
+def test_a_damaged_record_is_said_to_be_put_aside_by_the_next_start(file: Path) -> None:
+    file.write_bytes(b"x" * 5000)
+    Path(f"{file}-wal").unlink(missing_ok=True)
+    told = run.invoke(app, ["events"]).stderr
+    assert "file is not a database" in told
+    assert "`appliance serve` puts the file aside" in told
+    assert "begins a new record" in told
+
+
+def test_an_hour_that_comes_twice_is_told_apart(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        first, second = 1_792_888_200.0, 1_792_891_800.0
+        assert [clock(first), clock(second)] == ["2026-10-25 02:30:00+02:00", "2026-10-25 02:30:00+01:00"]
+        assert [moment(clock(first)), moment(clock(second, "T"))] == [first, second]
+        written = datetime.fromisoformat(output("history", "gpu.0.temperature", "--csv").splitlines()[1].split(",")[0])
+        assert written.utcoffset() is not None
+        assert abs(written.timestamp() - time.time()) < 300
+        [line] = output("audit", "list").splitlines()[1:]
+        assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d +anna", line)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_reading_without_its_number_is_every_such_reading(file: Path) -> None:
