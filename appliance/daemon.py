@@ -305,7 +305,7 @@ class Daemon:
         recorder.start()
         recorder.record_event("daemon.start", "info", {"release": __version__, "pid": os.getpid()})
         events.subscribe(bridge.listener(recorder))
-        return RecordReader(recorder.path)
+        return RecordReader(recorder.path, is_anothers=lambda: recorder.is_anothers)
 
     async def _watch(self, events: EventBus) -> Health:
         """Begin to look at GPUs, host and processes. Where there is a GPU its memory must be known before a model is loaded."""

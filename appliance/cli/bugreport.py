@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import platform
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,6 +22,7 @@ from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL, command
 from appliance.cli.output import CommandError, Exit, note, print_json
 from appliance.cli.records import SINCE, ask, moment
+from appliance.cli.redaction import redact, redact_problem, redact_text, redact_toml
 from appliance.config import ConfigError, find, load
 
 if TYPE_CHECKING:
@@ -31,50 +31,11 @@ if TYPE_CHECKING:
 MAX_PART_BYTES = 8 << 20
 """Of one file in the archive; what is longer loses its beginning, which is the older part."""
 JOURNAL_S = 30.0
-SECRET = re.compile(r"(?i)(password|passwd|secret|token|api_?key|private_?key|credential|authorization)")
-ASSIGNED = re.compile(
-    r"(?i)([\w.-]*(?:password|passwd|secret|token|api_?key|private_?key|credential|authorization)[\w.-]*"
-    r"[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?:bearer |basic )?[^\s,}]+)"
-)
-ARGUMENT = re.compile(
-    r"(?i)(--[\w-]*(?:password|passwd|secret|token|api-?key|private-?key|credential)[\w-]*[ \t]+)([^\s-][^\s]*)"
-)
-IN_URL = re.compile(r"(://)[^/\s:@]*:[^/\s@]*@")
-
-
-TOML_BEGINS = re.compile(r"\s*(#|[\w.\"'-]+\s*=|\[{1,2}[\w. -]+\]{1,2}\s*(#.*)?$)")
-"""A line that begins something of its own, rather than go on with the value before it."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("bugreport")(bugreport)
-
-
-def redact(value: Any) -> Any:
-    """A document without the values of keys that sound like secrets, and without passwords in URLs."""
-    if isinstance(value, dict):
-        return {key: "(removed)" if SECRET.search(str(key)) and item else redact(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
-    return redact_text(value) if isinstance(value, str) else value
-
-
-def redact_text(text: str) -> str:
-    """Lines without what is assigned to names that sound like secrets."""
-    return IN_URL.sub(r"\1(removed)@", ARGUMENT.sub(r"\1(removed)", ASSIGNED.sub(r"\1(removed)", text)))
-
-
-def redact_toml(text: str) -> str:
-    """The text of a configuration, which need not be valid, without the values of keys that sound like secrets."""
-    found, hiding = [], False
-    for line in text.splitlines():
-        if hiding and not TOML_BEGINS.match(line):
-            continue
-        key, assigned, _ = line.partition("=")
-        hiding = bool(assigned) and bool(SECRET.search(key))
-        found.append(f"{key}= (removed)" if hiding else line)
-    return redact_text("\n".join(found) + "\n")
 
 
 @command
@@ -136,7 +97,10 @@ def _collect(url: str | None, since: float) -> dict[str, bytes]:
             found = source()
         except ConfigError as error:
             # most reports are asked for because something is broken, and this may be what is
-            found = {"missing": "the configuration cannot be used", "problems": [str(one) for one in error.problems]}
+            found = {
+                "missing": "the configuration cannot be used",
+                "problems": [redact_problem(one) for one in error.problems],
+            }
         except (CommandError, OSError, ValueError, subprocess.SubprocessError) as error:
             found = {"missing": str(error)}
         if isinstance(found, str):

@@ -1,11 +1,13 @@
 """`check`: one line and an exit code for Nagios, Icinga and whoever speaks their plugin protocol.
 
 Codes and performance data as in the Monitoring Plugins Development Guidelines: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN;
-`'label'=value[unit];warn;crit;min;max` after a bar.
+`'label'=value[unit];warn;crit;min;max` after a bar. Values are digits, a point and a sign; units are none, s, us, ms, %, B (and
+its multiples) or c, so degrees and watts have none; U is a value that is not known.
 """
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -17,6 +19,10 @@ from appliance.cli.connection import Appliance
 from appliance.cli.options import JSON, URL
 from appliance.cli.output import CommandError, Exit, print_json
 from appliance.config import ConfigError
+
+UNITS = ("s", "%", "B")
+"""Of our quantities, those that the format allows."""
+READINGS = (".temperature", ".power", ".memory.used", ".memory.available")
 
 
 class Severity(IntEnum):
@@ -101,11 +107,15 @@ def judge(snapshot: dict[str, Any], limits: Limits) -> Verdict:
     if level != "NOMINAL":
         severity = Severity.WARNING if level == "WARM" else Severity.CRITICAL
         found.append((severity, f"{level}: {snapshot['governor']['reason']}"))
+    if problem := (snapshot.get("recorder") or {}).get("problem"):
+        found.append((Severity.WARNING, f"the flight recorder does not record: {problem}"))
     for finding in snapshot.get("findings", ()):
         found.append((Severity.CRITICAL if finding["severity"] == "error" else Severity.WARNING, finding["text"]))
     worst = max((severity for severity, _ in found), default=Severity.OK)
     text = "; ".join(text for severity, text in sorted(found, reverse=True)) or status["line"]
-    return Verdict(worst.name, text.replace("|", "/"), " ".join(_performance(snapshot, limits)))
+    # a second line would be taken for more output, and what is behind a bar for data
+    text = " ".join(text.replace("|", "/").split())
+    return Verdict(worst.name, text, " ".join(_performance(snapshot, limits)))
 
 
 def _model(model: dict[str, Any], limits: Limits) -> list[tuple[Severity, str]]:
@@ -115,18 +125,33 @@ def _model(model: dict[str, Any], limits: Limits) -> list[tuple[Severity, str]]:
     p99_ms = model["p99_us"] / 1000
     for limit, severity in ((limits.p99_critical_ms, Severity.CRITICAL), (limits.p99_warning_ms, Severity.WARNING)):
         if limit and p99_ms > limit:
-            return [(severity, f"{name} has a p99 of {p99_ms:.3g} ms, {limit:g} ms are allowed")]
+            return [(severity, f"{name} has a p99 of {_digits(p99_ms)} ms, {_digits(limit)} ms are allowed")]
     return []
 
 
 def _performance(snapshot: dict[str, Any], limits: Limits) -> list[str]:
-    warn, crit = (f"{limit:g}" if limit else "" for limit in (limits.p99_warning_ms, limits.p99_critical_ms))
-    found = [f"requests_per_s={snapshot['status']['requests_per_s']:g};;;0"]
-    found += [
-        f"'{model['name']}:{model['version']}_p99'={model['p99_us'] / 1000:g}ms;{warn};{crit};0"
-        for model in snapshot["models"]
-    ]
+    from appliance.core.quantities import quantity_of
+
+    warn, crit = (_digits(limit) if limit else "" for limit in (limits.p99_warning_ms, limits.p99_critical_ms))
+    found = [f"requests_per_s={_digits(snapshot['status']['requests_per_s'])};;;0"]
+    for model in snapshot["models"]:
+        # who has answered nobody of late has no percentile, rather than one of 0
+        value = f"{_digits(model['p99_us'] / 1000)}ms" if model["p99_us"] else "U"
+        found.append(f"{_label(model['name'], ':', model['version'], '_p99')}={value};{warn};{crit};0")
     for name, value in sorted((snapshot.get("readings") or {}).items()):
-        if value is not None and name.endswith((".temperature", ".power", ".memory.used", ".memory.available")):
-            found.append(f"'{name}'={value:g}")
+        if value is not None and math.isfinite(value) and name.endswith(READINGS):
+            row = quantity_of(name)
+            unit = row[0].unit if row and row[0].unit in UNITS else ""
+            found.append(f"{_label(name)}={_digits(value)}{unit}")
     return found
+
+
+def _label(*parts: str) -> str:
+    name = "".join(parts).replace("=", "_").replace("'", "''")
+    return f"'{name}'"
+
+
+def _digits(value: float) -> str:
+    """Three decimals at most, and never an exponent."""
+    text = f"{value:.3f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

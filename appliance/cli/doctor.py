@@ -340,7 +340,9 @@ def _disk(patient: Patient) -> Iterator[Finding]:
 
 def _recorder(patient: Patient) -> Iterator[Finding]:
     """Whether it records, and what was damaged and put away."""
+    from appliance.cli.records import SETS_ASIDE
     from appliance.config import recorder_path
+    from appliance.recording.file import ANOTHERS
 
     if not patient.config.recorder.enabled:
         yield Finding(
@@ -356,11 +358,29 @@ def _recorder(patient: Patient) -> Iterator[Finding]:
     state = (patient.status or {}).get("recorder") or {}
     if state.get("problem"):
         fix = f"make room at {path.parent}, or see to the disk; it goes on by itself"
+        if state["problem"] == ANOTHERS:
+            fix = "set it, or stop the other one: this one goes on by itself"
         yield Finding("recorder", "error", f"does not record: {state['problem']}", fix)
+    elif patient.status is None and (damage := _damage(path)):
+        fix = f"look at the disk (dmesg, smartctl -a); `appliance serve` {SETS_ASIDE}"
+        yield Finding("recorder", "warning", f"{path}: {damage}", fix)
     elif state.get("dropped"):
         yield Finding("recorder", "note", f"records; {state['dropped']} records were lost since the start")
     elif not aside:
         yield Finding("recorder", "good", "records" if state else f"would record into {path}")
+
+
+def _damage(path: Path) -> str:
+    """How the record is damaged, as far as a look at its head tells; whether it can be read at all is told elsewhere."""
+    from appliance.cli.records import is_damaged
+    from appliance.core.errors import ApplianceError
+    from appliance.recording.reader import RecordReader
+
+    try:
+        RecordReader(path).series()
+    except ApplianceError as error:
+        return error.message if is_damaged(error) else ""
+    return ""
 
 
 def _permissions(patient: Patient) -> Iterator[Finding]:

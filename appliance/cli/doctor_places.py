@@ -98,9 +98,13 @@ def disk(patient: Patient) -> Iterator[Finding]:
         places["recorder"] = written["recorder"], "make room, or lower recorder.max_size_mb"
     for name, (path, fix) in places.items():
         usage = shutil.disk_usage(_existing(path))
-        text = f"{name}: {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
+        text = f"{name}: {_size(usage.free)} of {_size(usage.total)} free"
         low = usage.free < LOW_DISK_BYTES or usage.free < usage.total * LOW_DISK_SHARE
         yield Finding("disk", "warning" if low else "good", text, fix if low else "")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
 
 
 def ports(patient: Patient) -> Iterator[Finding]:

@@ -149,7 +149,7 @@ def _csv(found: dict[str, Any]) -> None:
     for name, columns in found["series"].items():
         for wall, *numbers in zip(found["times"], columns["min"], columns["mean"], columns["max"], strict=True):
             if numbers[0] is not None:
-                writer.writerow((clock(wall), name, *numbers))
+                writer.writerow((clock(wall, "T"), name, *numbers))
 
 
 @command

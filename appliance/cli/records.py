@@ -16,6 +16,7 @@ from appliance.cli.output import CommandError, Exit, note
 from appliance.config import find, load, recorder_path
 
 if TYPE_CHECKING:
+    from appliance.core.errors import ApplianceError
     from appliance.recording.reader import RecordReader
 
 SINCE = Annotated[
@@ -43,11 +44,11 @@ def moment(text: str) -> float:
         raise CommandError(Exit.USAGE, "USAGE", f"{text!r} is no time", "24h, 7d, 15min, or 2027-01-31T06:00") from None
 
 
-def clock(wall: float) -> str:
-    """A moment as a person on site reads it."""
-    from datetime import datetime
+def clock(wall: float, separator: str = " ") -> str:
+    """A moment as a person on site reads it, by ISO 8601. With its offset: one night a year has an hour twice."""
+    from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(wall).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(wall, UTC).astimezone().isoformat(separator, "seconds")
 
 
 def ask(url: str | None, path: str, query: dict[str, Any], from_file: Callable[[RecordReader], Any]) -> Any:
@@ -77,4 +78,19 @@ def from_disk(question: Callable[[RecordReader], Any]) -> Any:
     try:
         return question(RecordReader(file))
     except ApplianceError as error:
-        raise CommandError(Exit.FAILED, "NO_RECORD", error.message, "start one with `appliance serve`") from error
+        hint = f"`appliance serve` {SETS_ASIDE}" if is_damaged(error) else "start one with `appliance serve`"
+        raise CommandError(Exit.FAILED, "NO_RECORD", error.message, hint) from error
+
+
+SETS_ASIDE = "puts the file aside, as .damaged-… beside it, and begins a new record"
+"""What the next start does with a damaged one."""
+
+
+def is_damaged(error: ApplianceError) -> bool:
+    """Whether that is why the record cannot be read. One without tables, which has only just been made, is not damaged."""
+    import sqlite3
+
+    from appliance.recording.file import is_damage
+
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.Error) and is_damage(cause) and cause.sqlite_errorcode != sqlite3.SQLITE_ERROR

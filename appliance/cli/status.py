@@ -53,6 +53,8 @@ def status(url: URL = None, as_json: JSON = False) -> None:
                 for model in snapshot["models"]
             ],
         )
+        if problem := (snapshot.get("recorder") or {}).get("problem"):
+            typer.echo(f"the flight recorder does not record: {problem}")
     if not state["ready"]:
         raise typer.Exit(int(Exit.NOT_READY))
 
@@ -158,7 +160,7 @@ def _print_event(event: dict[str, Any]) -> None:
 
 def _readable(key: str, value: Any) -> Any:
     """Moments as a person on site reads them."""
-    return clock(value).replace(" ", "T") if key == "last_heard" and isinstance(value, float) else value
+    return clock(value, "T") if key == "last_heard" and isinstance(value, float) else value
 
 
 def _follow(url: str | None, since: str, kind: str, limit: int | None, *, as_json: bool) -> None:

@@ -23,6 +23,8 @@ WAL_PAGES = 256
 DAMAGED_KEPT = 2
 """Damaged files that are kept for a look; they count for nobody's budget, so there are few."""
 BUSY_TIMEOUT_S = 2.0
+ANOTHERS = "another appliance records into this file; give this one its own with recorder.path"
+"""What is wrong for the second appliance on one file."""
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

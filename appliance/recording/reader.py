@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from appliance.core import audit
 from appliance.core.energy import EnergySum
 from appliance.core.errors import ApplianceError, invalid, unavailable
 from appliance.core.history import TIERS, Bucket, choose_tier, merge_rows
-from appliance.recording.file import open_for_reading
+from appliance.recording.file import ANOTHERS, open_for_reading
 from appliance.recording.packing import Selection
 from appliance.recording.writer import audit_anchor, audit_entry, names_of, object_of
 
@@ -37,13 +37,19 @@ def _unreadable(error: sqlite3.Error) -> ApplianceError:
 
 
 class RecordReader:
-    """Answers from one file, whoever writes it. Holds nothing open between questions."""
+    """Answers from one file. Holds nothing open between questions.
 
-    def __init__(self, path: Path) -> None:
+    `is_anothers`: whether it is another appliance's record just now, and so no answer; by default it does not matter whose it is.
+    """
+
+    def __init__(self, path: Path, *, is_anothers: Callable[[], bool] = lambda: False) -> None:
         self._path = path
+        self._is_anothers = is_anothers
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        if self._is_anothers():
+            raise unavailable(f"nothing is recorded: {ANOTHERS}")
         try:
             connection = open_for_reading(self._path)
         except FileNotFoundError:

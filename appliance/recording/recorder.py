@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from appliance.core.energy import EnergyWindow
-from appliance.recording.file import is_damage, is_full
+from appliance.recording.file import ANOTHERS, is_damage, is_full
 from appliance.recording.writer import Action, Energy, Item, RecordedEvent, Sample, Writer
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,11 @@ class Recorder:
             *(self._last_hash, self._committed_at_s, self._set_aside),
         )
 
+    @property
+    def is_anothers(self) -> bool:
+        """Whether the file is another appliance's record, and tells nothing about this one."""
+        return self._problem == ANOTHERS
+
     # --- life ---
 
     def start(self) -> None:
@@ -225,9 +230,7 @@ class Recorder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise OSError(
-                "another appliance records into this file; give this one its own with recorder.path"
-            ) from None
+            raise OSError(ANOTHERS) from None
         self._own_lock = descriptor
 
     def _commit(self) -> bool:

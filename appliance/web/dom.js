@@ -29,16 +29,20 @@ export function replace(parent, ...children) {
 // A sentence with `commands` in it.
 export function prose(text) { return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part)); }
 
-// A table: columns are {title, text: left-aligned?}, rows are arrays of cells (text or elements), or {cells, onclick, key}.
+// A name of many words in one, breakable before its capitals: CPU|ExecutionProvider.
+export function breakable(text) { return text.split(/(?<=[a-z0-9]|[A-Z]{2})(?=[A-Z][a-z])/).flatMap((part, index) => (index ? [h("wbr"), part] : [part])); }
+
+// A table: columns are {title, text: left-aligned?}, rows are arrays of cells (text or elements), or {cells, onclick, key, note}.
+// A note is a sentence about its row, below it and as wide as the table.
 export function table(columns, rows, empty) {
   if (!rows.length) return h("p", { class: "empty" }, empty);
   const head = h("tr", {}, columns.map((column) => h("th", { class: column.text ? "text" : null, scope: "col" }, column.title)));
   const body = rows.map((row) => {
     const cells = row.cells ?? row;
-    const line = h("tr", { class: row.onclick ? "open" : null, tabindex: row.onclick ? 0 : null, onclick: row.onclick, "data-key": row.key },
-      cells.map((cell, index) => h("td", { class: [columns[index].text && "text", columns[index].why && "why"].filter(Boolean).join(" ") || null }, cell ?? "–")));
+    const line = h("tr", { class: [row.onclick && "open", row.note && "noted"].filter(Boolean).join(" ") || null, tabindex: row.onclick ? 0 : null, onclick: row.onclick, "data-key": row.key },
+      cells.map((cell, index) => h("td", { class: columns[index].text ? "text" : null }, cell ?? "–")));
     if (row.onclick) line.addEventListener("keydown", (event) => { if (event.key === "Enter") row.onclick(event); });
-    return line;
+    return row.note ? [line, h("tr", { class: row.onclick ? "note open" : "note", onclick: row.onclick }, h("td", { class: "text", colspan: columns.length }, row.note))] : line;
   });
   return h("div", { class: "wide" }, h("table", {}, h("thead", {}, head), h("tbody", {}, body)));
 }

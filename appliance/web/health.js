@@ -19,6 +19,7 @@ export function health(snapshot) {
   }
   const governor = snapshot.governor;
   if (governor && governor.level !== "NOMINAL") say(governor.level === "WARM" ? "notice" : "bad", t("health.governor", { level: t(`level.${governor.level}`), reason: governor.reason }));
+  if (snapshot.recorder?.problem) say("notice", t("health.recorder", { reason: snapshot.recorder.problem }));
   for (const finding of snapshot.findings ?? []) say(finding.severity === "error" ? "bad" : "notice", finding.text, finding.fix);
   // a model that does not answer has a reason above, as a rule
   if (!snapshot.status.ready && !snapshot.status.draining && !found.some((item) => item.severity === "bad")) say("bad", t("health.not_ready"));

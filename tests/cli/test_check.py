@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from appliance.cli.check import Limits, judge
@@ -21,9 +24,51 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def test_all_is_well_in_one_line_with_performance_data() -> None:
-    verdict = judge(document(readings={"gpu.0.temperature": 61.0, "gpu.0.power": None}), Limits())
+    readings = {"gpu.0.temperature": 61.0, "gpu.0.power": None, "gpu.1.power": 72.25, "gpu.0.memory.used": 3221225472.0}
+    verdict = judge(document(readings=readings, recorder={"problem": ""}), Limits())
     assert (verdict.severity, verdict.text) == ("OK", "1 model ready, 12 req/s")
-    assert verdict.performance == "requests_per_s=12.5;;;0 'digits:1_p99'=1.5ms;;;0 'gpu.0.temperature'=61"
+    assert verdict.performance == (
+        "requests_per_s=12.5;;;0 'digits:1_p99'=1.5ms;;;0"
+        " 'gpu.0.memory.used'=3221225472B 'gpu.0.temperature'=61 'gpu.1.power'=72.25"
+    )
+
+
+DATUM = re.compile(
+    r"(?:[^\s'=]+|'(?:[^'=]|'')+')=(?:U|-?[0-9]+(?:\.[0-9]+)?(?:s|us|ms|%|B|KB|MB|TB|c)?)"
+    r"(?:;(?:-?[0-9.]+)?(?:;(?:-?[0-9.]+)?(?:;-?[0-9.]+)?)?)?"
+)
+
+
+@given(
+    st.floats(0, 1e12),
+    st.floats(0, 1e9),
+    st.dictionaries(
+        st.sampled_from(["gpu.0.temperature", "host.power", "host.temperature.x=y'z", "gpu.0.memory.used"]),
+        st.floats() | st.none(),
+    ),
+    st.sampled_from([0.0, 0.5, 1e7]),
+)
+def test_performance_data_is_in_the_plugins_format(
+    rate: float, p99_us: float, readings: dict[str, float | None], limit: float
+) -> None:
+    told = judge(
+        document(status={"requests_per_s": rate}, model={"p99_us": p99_us}, readings=readings), Limits(limit, limit)
+    ).performance
+    # one that no model takes: labels may hold blanks
+    while told:
+        datum = DATUM.match(told)
+        assert datum, told
+        told = told[datum.end() :].removeprefix(" ")
+
+
+def test_who_answers_nobody_has_no_percentile() -> None:
+    verdict = judge(document(model={"detail": "FAILED", "reason": "x", "p99_us": 0.0}), Limits(200, 500))
+    assert "'digits:1_p99'=U;200;500;0" in verdict.performance
+
+
+def test_reasons_of_many_lines_stay_on_the_plugin_s_one_line() -> None:
+    verdict = judge(document(model={"detail": "FAILED", "reason": "first\nsecond | third"}), Limits())
+    assert verdict.text == "digits version 1 does not serve: first second / third"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +90,8 @@ def test_all_is_well_in_one_line_with_performance_data() -> None:
             "reboot pending / driver",
         ),
         ({"findings": [{"severity": "error", "text": "GPU 0 is lost"}]}, "CRITICAL", "GPU 0 is lost"),
+        ({"recorder": {"problem": "no room"}}, "WARNING", "the flight recorder does not record: no room"),
+        ({"recorder": {"problem": ""}}, "OK", "1 model ready"),
     ],
 )
 def test_the_worst_thing_decides(changes: dict[str, Any], severity: str, words: str) -> None:

@@ -26,6 +26,7 @@ from appliance.config import (
     ZmqConfig,
 )
 from appliance.host.sandbox import Sandbox
+from appliance.recording.file import ANOTHERS
 from tests.fakes.nvml import StubNvml
 
 STATUS = {"status": {"ready": True, "line": "1 model ready", "version": "0.1.0"}, "models": []}
@@ -260,6 +261,38 @@ def test_a_record_that_was_put_away_and_one_that_does_not_record_are_found(confi
     assert (found.grade, aside.name in found.text) == ("warning", True)
     off = Config(recorder=RecorderConfig(enabled=False))
     assert one(doctor._recorder, patient(off)).grade == "note"
+
+
+def test_the_second_appliance_on_one_record_is_told_to_have_its_own(config: Config) -> None:
+    found = one(doctor._recorder, patient(config, status={"recorder": {"problem": ANOTHERS}}))
+    assert (found.grade, "make room" in found.fix, "stop the other" in found.fix) == ("error", False, True)
+
+
+def test_a_damaged_record_is_found_before_the_start_that_puts_it_aside(config: Config) -> None:
+    file = Path(config.recorder.path)
+    file.parent.mkdir()
+    file.touch()
+    assert one(doctor._recorder, patient(config)).grade == "good"
+    file.write_bytes(b"no database" * 1000)
+    found = one(doctor._recorder, patient(config))
+    assert found.grade == "warning"
+    assert "file is not a database" in found.text
+    assert "`appliance serve` puts the file aside" in found.fix
+    assert file.read_bytes() == b"no database" * 1000
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "words"),
+    [
+        (12_300_000, 64 << 20, "recorder: 12.3 MB of 67.1 MB free"),
+        (0, 10**9, "recorder: 0.0 MB of 1.0 GB free"),
+    ],
+)
+def test_the_room_on_a_small_disk_is_told_in_megabytes(
+    config: Config, monkeypatch: pytest.MonkeyPatch, free: int, total: int, words: str
+) -> None:
+    monkeypatch.setattr("appliance.cli.doctor_places.shutil.disk_usage", lambda _: DiskUsage(total, total - free, free))
+    assert words in [told.text for told in doctor._disk(patient(config))]
 
 
 @pytest.fixture

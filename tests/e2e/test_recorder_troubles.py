@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from appliance.cli.connection import Appliance
+from appliance.cli.main import app
 from appliance.recording.reader import RecordReader
 from tests.e2e.house import LONG_S, House
 from tests.recording.test_recorder import spoil
@@ -148,3 +150,39 @@ def test_a_full_disk_costs_records_and_no_request_and_heals_by_itself(house: Hou
     assert client.answered > 10
     assert house.stop() == 0
     assert RecordReader(small_disk / "r.sqlite3").events(kind="recorder.recovered")
+
+
+def test_the_second_appliance_on_one_record_says_everywhere_that_it_records_nothing(
+    house: House, tmp_path: Path
+) -> None:
+    house.loopback("echo", shape="4")
+    house.start()
+    second = House(tmp_path / "second")
+    second.loopback("echo", shape="4")
+    second.settings["recorder"] = {"path": str(house.models / ".recorder" / "recorder.sqlite3")}
+    try:
+        second.start()
+        until(lambda: "another appliance" in status(second)["recorder"]["problem"], "it does not notice")
+        run = CliRunner()
+        told = run.invoke(app, ["check", "--url", second.http])
+        assert (told.exit_code, told.stdout.partition(";")[0]) == (
+            1,
+            "APPLIANCE WARNING: the flight recorder does not record: another appliance records into this file",
+        )
+        told = run.invoke(app, ["status", "--url", second.http])
+        assert told.exit_code == 0
+        assert "the flight recorder does not record: another appliance" in told.stdout
+        for command in (["events"], ["history"], ["energy"], ["audit", "verify"]):
+            told = run.invoke(app, [*command, "--url", second.http])
+            assert (told.exit_code, told.stdout) == (4, ""), "it is the other one's record"
+            assert "another appliance records into this file" in told.stderr
+        [found] = doctor(second)
+        assert "stop the other one" in found["fix"]
+        assert house.stop() == 0
+        until(lambda: status(second)["recorder"]["problem"] == "", "it does not go on")
+        assert "daemon.start" in run.invoke(app, ["events", "--url", second.http]).stdout
+        told = run.invoke(app, ["check", "--url", second.http])
+        assert told.exit_code == 0
+        assert "flight recorder" not in run.invoke(app, ["status", "--url", second.http]).stdout
+    finally:
+        second.finish()

@@ -347,15 +347,126 @@ def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
     page.shows("Verification")
 
 
-def test_on_a_tablet_nothing_is_wider_than_the_screen(page: Page) -> None:
+TOO_WIDE = """
+  const found = document.documentElement.scrollWidth > document.documentElement.clientWidth ? ["the page"] : [];
+  for (const one of document.querySelectorAll('.wide')) if (one.scrollWidth > one.clientWidth) found.push(one.innerText);
+  const chart = document.querySelector('#chart .main-svg'), panel = document.querySelector('.panel:has(#chart)');
+  if (chart && chart.getBoundingClientRect().right > panel.getBoundingClientRect().right) found.push("the chart");
+  return found;
+"""
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_on_a_tablet_nothing_is_wider_than_the_screen(page: Page, watched: House, language: str) -> None:
+    ask(watched, "digits", image={"datatype": "FP32", "shape": [1, 28, 28, 1], "data": [0.5] * 784})
+    page.script(f"localStorage.setItem('language', '{language}')")
     page.driver.set_window_size(768, 1024)
     try:
-        for view in VIEWS:
+        for view in (*VIEWS, "models/digits"):
+            page.driver.get("about:blank")
             page.open(view)
             page.until(lambda: page.text("main").strip())
-            assert page.script("return document.documentElement.scrollWidth <= innerWidth"), view
+            if view == "history":
+                page.until(lambda: page.script(DRAWN))
+            if view.startswith("models"):
+                page.until(lambda: page.driver.find_elements(By.CSS_SELECTOR, "tr.open[data-key=digits] button"))
+            assert page.script(TOO_WIDE) == [], view
     finally:
         page.driver.set_window_size(1280, 900)
+
+
+def test_why_a_model_does_not_serve_has_the_table_s_width(page: Page) -> None:
+    page.driver.set_window_size(768, 1024)
+    try:
+        page.open("models")
+        page.shows("digits")
+        page.script(
+            """
+            const done = arguments[0], reason = "the file of the model cannot be read: " + "it ends before its end. ".repeat(8);
+            window.end = null;
+            import('/page/dom.js').then(({ h, table, breakable }) => {
+              const cells = ["camera-of-line-7", "1", "READY", breakable("CPUExecutionProvider"), "12.5"];
+              const titles = ["Model", "Version", "State", "Engine", "Requests/s"].map((title) => ({ title, text: true }));
+              document.getElementById('main').replaceChildren(h("div", { id: "made" },
+                table(titles, [{ cells, onclick: () => { window.opened = true; }, note: reason }, { cells }], "")));
+            });
+            """
+        )
+        page.until(lambda: page.driver.find_elements(By.CSS_SELECTOR, "#made tr.note"))
+        wide, table, lines = page.script(
+            "const note = document.querySelector('#made tr.note td');"
+            "return [note.offsetWidth, note.closest('table').offsetWidth, note.offsetHeight / 22]"
+        )
+        assert wide == table
+        assert lines < 5
+        assert page.script("return document.querySelectorAll('#made tr.note').length") == 1
+        page.click("#made tr.note td")
+        assert page.script("return window.opened")
+        assert page.text("#made td:nth-child(4)") == "CPUExecutionProvider"
+    finally:
+        page.driver.set_window_size(1280, 900)
+
+
+def test_a_lane_has_holes_only_where_nothing_was_recorded(page: Page) -> None:
+    page.open("history/1h")
+    page.until(lambda: page.script(DRAWN))
+    holes = page.script(
+        """
+        return document.getElementById('chart').data.filter((trace) => trace.type === 'bar').map(({ x, width }) =>
+          x.slice(1).map((next, index) => next - x[index] - width[index]).filter((hole) => Math.abs(hole) > 1 && hole < 5000));
+        """
+    )
+    assert len(holes) >= 2
+    assert not any(holes)
+    found = page.driver.execute_async_script(
+        """
+        const done = arguments[0];
+        import('/page/views/history.js').then(({ lengths }) => done([
+          lengths([0, 1, 2, 4, 5, 30, 31], 1), lengths([0, 10, 20, 30, 300], 1), lengths([0, 60, 120, 300], 60),
+          lengths([7], 1), lengths([], 1),
+        ]));
+        """
+    )
+    assert found == [[1, 1, 2, 1, 1, 1, 1], [10, 10, 10, 1, 1], [60, 60, 60, 60], [1], []]
+
+
+def test_a_recorder_that_does_not_record_is_something_to_know(page: Page) -> None:
+    page.open()
+    page.shows("All is well", "#verdict")
+    found = page.driver.execute_async_script(
+        """
+        const done = arguments[0];
+        Promise.all([import('/page/store.js'), import('/page/health.js')]).then(([{ store }, { health }]) =>
+          done(health({ ...store.snapshot, recorder: { ...store.snapshot.recorder, problem: "no room" } })));
+        """
+    )
+    assert found["severity"] == "notice"
+    assert [one["text"] for one in found["found"]] == ["The flight recorder does not record: no room"]
+
+
+def test_what_is_empty_keeps_the_panel_s_distance(page: Page) -> None:
+    page.open("energy")
+    page.shows("live", "#link")
+    padding = page.script(
+        "const made = document.createElement('p'); made.className = 'panel empty'; document.body.append(made);"
+        "return getComputedStyle(made).paddingLeft"
+    )
+    assert float(padding.removesuffix("px")) > 10
+
+
+def test_a_call_says_whose_its_address_is(page: Page) -> None:
+    page.open("try/digits")
+    page.shows("The same from a program")
+    assert "zmq" not in page.text("section")
+    page.script("[...document.querySelectorAll('.row button')].find((button) => button.textContent === 'C++').click()")
+    page.shows("That address is this machine's alone; [zmq] tcp", "section")
+    found = page.driver.execute_async_script(
+        """
+        const done = arguments[0], tcp = ["127.0.0.1", "0.0.0.0", "10.0.0.7"].map((one) => ["ipc:///a", `tcp://${one}:1`]);
+        import('/page/views/try.js').then(({ local }) => done([...tcp, ["ipc:///a"], ["tcp://[::1]:1"], []].map(local)));
+        """
+    )
+    assert found == [True, False, False, True, True, False]
 
 
 def test_a_gpu_that_throttles_turns_the_verdict(page: Page, gpu: StubNvml) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.energy import EnergyWindow, ModelShare
+from appliance.core.errors import ApplianceError
 from appliance.core.history import TIERS
 from appliance.recording import bridge
 from appliance.recording.file import is_damage, is_full
@@ -261,6 +262,11 @@ def test_a_second_appliance_on_the_same_file_records_nothing_and_says_so(recorde
     second.close()
     assert "another appliance" in second.state.problem
     assert [event["kind"] for event in RecordReader(path).events()] == ["mine"]
+    asked = RecordReader(path, is_anothers=lambda: second.is_anothers)
+    for question in (asked.events, asked.series, asked.energy, asked.audit):
+        with pytest.raises(ApplianceError, match="another appliance records into this file"):
+            question()
+    assert not recorder.is_anothers
 
 
 def test_a_queue_that_is_full_drops_the_oldest_and_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,9 @@ export function render(main, [range]) {
   const chosen = range in RANGES ? range : "1h";
   const bar = h("div", { class: "row" }, Object.keys(RANGES).map((name) =>
     h("button", { type: "button", "aria-pressed": String(name === chosen), onclick: () => { location.hash = `#history/${name}`; } }, t(`range.${name}`))));
-  const place = h("div", { class: "panel chart", id: "chart" }, h("p", { class: "empty" }, t("history.loading")));
-  main.append(h("div", { class: "row spread" }, h("h1", {}, t("nav.history")), bar), h("p", { class: "quiet" }, t("history.hint")), place);
+  // in a panel, not one itself: the library takes an element's width with its padding for its own
+  const place = h("div", { class: "chart", id: "chart" }, h("p", { class: "empty" }, t("history.loading")));
+  main.append(h("div", { class: "row spread" }, h("h1", {}, t("nav.history")), bar), h("p", { class: "quiet" }, t("history.hint")), h("div", { class: "panel" }, place));
   const state = { ended: false, window: null, drawn: false, kept: null, refreshes: 0, asked: 0 };
   const draw = async () => {
     const asked = ++state.asked;
@@ -96,7 +97,7 @@ async function plot(place, all, events, chosen, state, redraw) {
   // below the lanes: the time axis, then the names in rows of at least four
   const names = panels.flatMap((panel) => panel.lines).length, below = 56 + 20 * Math.ceil(names / 4), plotted = 180 * panels.length + 50 * lanes.length;
   const pixels = plotted + below;
-  place.style.height = `${pixels + 34}px`;
+  place.style.height = `${pixels}px`;
   const heights = [...panels.map(() => 1), ...lanes.map(() => 0.22)], whole = heights.reduce((sum, height) => sum + height, 0), gap = 0.025;
   const traces = [], axes = {};
   let top = 1;
@@ -161,12 +162,21 @@ function lines(name, series, panel, place, suffix) {
   return found;
 }
 
+// How long each moment lasts, in seconds: until the next one, though the clock of the samples skips a second now and then; or as long as
+// a step, if nothing was recorded after it. What is sampled seldom lasts longer.
+const LASTS_S = 5;
+export function lengths(time, step) {
+  const gaps = time.slice(1).map((next, index) => next - time[index]), usual = [...gaps].sort((a, b) => a - b)[gaps.length >> 1] ?? step;
+  const most = Math.max(LASTS_S, 1.5 * step, 1.5 * usual);
+  return time.map((_, index) => (gaps[index] > 0 && gaps[index] < most ? gaps[index] : step));
+}
+
 // A lane is a row of bars: one for each moment, coloured by how bad it was.
 function lane(name, series, key, suffix) {
   const colours = key === "governor" ? [colour("good"), colour("notice"), "#d9652b", colour("bad")] : [colour("soft"), colour("bad")];
   const worst = series.max.map((value) => (value === null ? null : Math.round(value)));
   return {
-    type: "bar", offset: 0, x: times(series), y: worst.map((value) => (value === null ? null : 1)), yaxis: `y${suffix}`, xaxis: "x", width: series.step_s * 1000, showlegend: false,
+    type: "bar", offset: 0, x: times(series), y: worst.map((value) => (value === null ? null : 1)), yaxis: `y${suffix}`, xaxis: "x", width: lengths(series.time, series.step_s).map((length) => length * 1000), showlegend: false,
     marker: { color: worst.map((value) => colours[value ?? 0]), line: { width: 0 } }, name: label(name), hovertemplate: "%{text}<extra></extra>", textposition: "none",
     text: worst.map((value) => (key === "governor" ? t(`level.${LEVELS[value ?? 0]}`) : value ? t("history.throttled") : t("history.not_throttled"))),
   };

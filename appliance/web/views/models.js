@@ -1,7 +1,7 @@
 // The models: state, provider, rate, percentiles; one of them in full: queue against compute, batch sizes, workers, verification; load and unload.
 
 import * as api from "../api.js";
-import { columns, h, meter, replace, table } from "../dom.js";
+import { breakable, columns, h, meter, replace, table } from "../dom.js";
 import { answers } from "../health.js";
 import { store, subscribe } from "../store.js";
 import { bytes, milliseconds, number, t } from "../text.js";
@@ -59,13 +59,14 @@ function drawList(place, shown, act, chosen) {
     return {
       key: entry.name,
       onclick: () => { location.hash = chosen === entry.name ? "#models" : `#models/${encodeURIComponent(entry.name)}`; },
-      cells: [entry.name, entry.version || "–", state({ ...model, state: entry.state, reason: entry.reason }), model.engine || model.provider || "–",
+      cells: [entry.name, entry.version || "–", state({ ...model, state: entry.state, reason: entry.reason }), breakable(model.engine || model.provider || "–"),
         number(store.rates.get(`${entry.name}:${entry.version}`) ?? 0), milliseconds(model.p50_us), milliseconds(model.p95_us), milliseconds(model.p99_us),
-        number(model.pending ?? 0), entry.reason || "", button],
+        number(model.pending ?? 0), button],
+      note: entry.reason ? t("models.because", { reason: entry.reason }) : null,
     };
   });
   replace(place, table([{ title: t("models.name"), text: true }, { title: t("models.version") }, { title: t("models.state"), text: true }, { title: t("models.engine"), text: true },
-    { title: t("models.rate") }, { title: "p50" }, { title: "p95" }, { title: "p99" }, { title: t("models.pending") }, { title: t("models.reason"), text: true, why: true }, { title: "" }], rows, t("models.none")));
+    { title: t("models.rate") }, { title: "p50" }, { title: "p95" }, { title: "p99" }, { title: t("models.pending") }, { title: "" }], rows, t("models.none")));
 }
 
 function drawDetail(place, shown, name) {

@@ -159,12 +159,21 @@ export function endpoint(listens, hostname) {
   return tcp?.replace(/^tcp:\/\/(0\.0\.0\.0|\[::\]|\*):/, `tcp://${hostname}:`) ?? listens[0] ?? "";
 }
 
+// Whether programs of this machine alone reach those addresses.
+export const local = (listens) => listens.length > 0 && listens.every((address) => /^(ipc:|inproc:|tcp:\/\/(127\.|localhost:|\[::1\]:))/.test(address));
+
 function snippets(place, name, model) {
-  const texts = calls(name, model, location.origin, endpoint(store.snapshot?.endpoints?.inference ?? [], location.hostname));
-  const text = h("pre", { tabindex: 0 }), copy = h("button", { type: "button", id: "copy" }, t("try.copy"));
-  const choose = (kind) => { text.textContent = texts[kind]; for (const button of tabs.children) button.setAttribute("aria-pressed", String(button.textContent === kind)); copy.textContent = t("try.copy"); };
+  const listens = store.snapshot?.endpoints?.inference ?? [];
+  const texts = calls(name, model, location.origin, endpoint(listens, location.hostname));
+  const text = h("pre", { tabindex: 0 }), copy = h("button", { type: "button", id: "copy" }, t("try.copy")), note = h("p", { class: "quiet" });
+  const choose = (kind) => {
+    text.textContent = texts[kind];
+    replace(note, prose([t("try.as_written"), kind !== "curl" && local(listens) ? t("try.local") : ""].join(" ")));
+    for (const button of tabs.children) button.setAttribute("aria-pressed", String(button.textContent === kind));
+    copy.textContent = t("try.copy");
+  };
   const tabs = h("div", { class: "row" }, Object.keys(texts).map((kind) => h("button", { type: "button", onclick: () => choose(kind) }, kind)));
   copy.addEventListener("click", async () => { copy.textContent = t(await copied(text) ? "try.copied" : "try.selected"); });
-  replace(place, h("div", { class: "row spread" }, h("h2", {}, t("try.code")), copy), tabs, h("div", {}, text), h("p", { class: "quiet" }, prose(t("try.as_written"))));
+  replace(place, h("div", { class: "row spread" }, h("h2", {}, t("try.code")), copy), tabs, h("div", { class: "code" }, text), note);
   choose("curl");
 }
