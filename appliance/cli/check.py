@@ -119,7 +119,8 @@ def judge(snapshot: dict[str, Any], limits: Limits) -> Verdict:
 
 
 def _model(model: dict[str, Any], limits: Limits) -> list[tuple[Severity, str]]:
-    name = f"{model['name']} version {model['version']}"
+    # a folder that is wrong has none
+    name = f"{model['name']} version {model['version']}" if model["version"] else str(model["name"])
     if model["detail"] == "FAILED":
         return [(Severity.CRITICAL, f"{name} does not serve: {model['reason']}")]
     p99_ms = model["p99_us"] / 1000

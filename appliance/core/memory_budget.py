@@ -122,14 +122,17 @@ class MemoryBudget:
         """Bytes that can still be reserved there; never negative, also when a correction took more than there was."""
         return max(0, self.capacity[device] - self.booked(device))
 
-    def look(self, room_bytes: Mapping[str, int]) -> None:
-        """Book by what there is room for now beside what is loaded, where that is more than at first: others gave memory back.
+    def look(self, room_bytes: Mapping[str, int], taken_bytes: Mapping[str, int]) -> None:
+        """Book by what there is now where that is more than at first: others gave memory back.
 
-        Never by less: what was unloaded a moment ago may not have arrived yet. What is still loading comes out of the room.
+        That is what is free, and what loaded versions have really taken of it: on the host less than what is booked, since pages
+        that processes share are booked for each. What is not in `taken_bytes` counts as booked. Never by less than at first: what
+        was unloaded a moment ago may not have arrived yet.
         """
         for device, first in self._first.items():
             settled = sum(held.bytes_by_device.get(device, 0) for held in self._held.values() if held.settled)
-            self.capacity[device] = min(max(first, settled + room_bytes.get(device, 0)), self._most[device])
+            found = room_bytes.get(device, 0) + taken_bytes.get(device, settled)
+            self.capacity[device] = min(max(first, found), self._most[device])
 
     def reserve(
         self, owner: str, need: Need, *, evictable: bool = False, required: bool = False

@@ -6,6 +6,7 @@ model may go is the core's decision; the unload itself is done by a callable of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -60,6 +61,15 @@ def resident_bytes(pids: Iterable[int]) -> dict[str, int]:
     return {HOST: found}
 
 
+def own_bytes(pids: Iterable[int]) -> dict[str, int]:
+    """What only these processes hold on the host, each for itself: what would be free without them, or a little less."""
+    found = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found += psutil.Process(pid).memory_full_info().uss
+    return {HOST: found}
+
+
 def read_peaks(file: Path) -> Peaks:
     """What was measured of earlier loads, by "owner/device"; nothing if there is no file. OSError, msgspec.DecodeError."""
     try:
@@ -82,7 +92,8 @@ class ModelMemory:
     """One ledger for all model versions. `peaks` is a JSON file; one that cannot be read is as none, and said so.
 
     `integrated`: the devices without memory of their own; what models need there is booked on the host. `room`: what is free
-    now by device, for models, as seen after that monotonic time; a device of which nothing newer is known is left out.
+    now by device, for models, as seen after that monotonic time; a device of which nothing newer is known is left out. `taken`:
+    what workers really hold of the host.
     """
 
     def __init__(
@@ -94,6 +105,7 @@ class ModelMemory:
         measure: Callable[[Iterable[int]], dict[str, int]] = resident_bytes,
         integrated: frozenset[str] = frozenset(),
         room: Callable[[float], Mapping[str, int]] = lambda _: {},
+        taken: Callable[[Iterable[int]], Mapping[str, int]] = own_bytes,
     ) -> None:
         self.budget = budget
         self._events = events
@@ -101,6 +113,8 @@ class ModelMemory:
         self._measure = measure
         self._integrated = integrated
         self._room = room
+        self._taken = taken
+        self._pids: dict[str, tuple[int, ...]] = {}
         self._settled_s = 0.0
         self._peaks = self._read()
         self._usage: Callable[[], Iterable[Usage]] = tuple
@@ -142,7 +156,7 @@ class ModelMemory:
         while True:
             for other, last_used_s, in_use in self._usage():
                 self.budget.used(other, last_used_s, in_use=in_use)
-            self.budget.look(self._room(self._settled_s))
+            self._look()
             match self.budget.reserve(owner, need, evictable=evictable):
                 case Reserved():
                     return
@@ -169,8 +183,16 @@ class ModelMemory:
 
     def fits(self, key: str, *, device: str, file_bytes: int, instances: int) -> bool:
         """Whether it could be loaded now, with nobody unloaded for it."""
-        self.budget.look(self._room(self._settled_s))
+        self._look()
         return self.budget.fits(self.need(key, device=device, file_bytes=file_bytes, instances=instances))
+
+    def _look(self) -> None:
+        room = self._room(self._settled_s)
+        if room:
+            # a worker that was replaced since counts as nothing, which errs on the safe side
+            held = {held.owner for held in self.budget.held}
+            self._pids = {owner: pids for owner, pids in self._pids.items() if owner in held}
+            self.budget.look(room, self._taken(pid for pids in self._pids.values() for pid in pids))
 
     def need(self, key: str, *, device: str, file_bytes: int, instances: int) -> Need:
         """What a version will need: by its kept peak, else by its file."""
@@ -189,7 +211,8 @@ class ModelMemory:
 
     def measured(self, owner: str, key: str, pids: Iterable[int]) -> dict[str, int]:
         """After the warm-up: the facts in place of the estimate, kept for the next load. Serving matters more than an OSError."""
-        found = self._measure(pids)
+        self._pids[owner] = tuple(pids)
+        found = self._measure(self._pids[owner])
         before_bytes = {device: self.budget.booked(device) for device in self.budget.capacity}
         self.budget.correct(owner, found)
         self._settled_s = time.monotonic()

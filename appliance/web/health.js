@@ -14,7 +14,7 @@ export function health(snapshot) {
   const say = (severity, text, fix = "") => found.push({ severity, text, fix });
   if (snapshot.status.draining) say("notice", t("health.draining"));
   for (const model of snapshot.models) {
-    if (model.detail === "FAILED") say("bad", t("health.failed", { model: model.name, version: model.version, reason: model.reason }));
+    if (model.detail === "FAILED") say("bad", t(model.version ? "health.failed" : "health.folder", { model: model.name, version: model.version, reason: model.reason }));
     else if (model.state === "LOADING") say("notice", t("health.loading", { model: model.name, detail: model.detail, reason: model.reason }));
   }
   const governor = snapshot.governor;

@@ -32,18 +32,21 @@ def test_it_books_by_what_there_is_now_where_that_is_more_and_never_by_less_than
     assert budget.reserve("a", Need({HOST: 200})) == Refused(
         "needs 0 MB on host, 0 MB free: other programs hold more than they leave: end some, and it is loaded"
     )
-    budget.look({HOST: 250})
+    budget.look({HOST: 250}, {})
     assert isinstance(budget.reserve("a", Need({HOST: 200})), Reserved)
     # what is loading may not have taken its memory yet, so it comes out of the room
-    budget.look({HOST: 250})
+    budget.look({HOST: 250}, {})
     assert (budget.capacity[HOST], budget.free(HOST)) == (250, 50)
     budget.correct("a", {HOST: 200})
-    budget.look({HOST: 60})
+    budget.look({HOST: 60}, {})
     assert (budget.capacity[HOST], budget.free(HOST)) == (260, 60)
-    budget.look({HOST: 1000, GPU: 1000, "gpu:7": 1000})
+    # less was taken than is booked: the difference is nobody's gift
+    budget.look({HOST: 60}, {HOST: 150})
+    assert (budget.capacity[HOST], budget.free(HOST)) == (210, 10)
+    budget.look({HOST: 1000, GPU: 1000, "gpu:7": 1000}, {})
     assert budget.capacity == {HOST: 300, GPU: 50}, "nothing beyond what there is at all"
     budget.release("a")
-    budget.look({HOST: 10})
+    budget.look({HOST: 10}, {HOST: 0})
     assert budget.capacity[HOST] == 100, "what was unloaded a moment ago may not have arrived"
     refused = budget.reserve("b", Need({HOST: 301}))
     assert isinstance(refused, Refused)

@@ -14,8 +14,8 @@ import psutil
 from appliance.cli.connection import Appliance
 from tests.e2e.house import LONG_S, House
 
-ROOM_MIB = 500
-"""Four workers are booked with 384 MiB before they are measured: it is enough for four and not for eight."""
+ROOM_MIB = 1000
+"""Eight workers are booked with 768 MiB before they are measured: it is enough for eight and not for sixteen."""
 
 
 def models(house: House) -> dict[str, dict[str, Any]]:
@@ -37,12 +37,12 @@ def command(house: House, *arguments: str) -> Any:
 
 def test_a_model_that_waits_for_memory_says_so_and_is_loaded_when_another_is_unloaded(house: House) -> None:
     for name in ("a", "b"):
-        house.loopback(name, "[worker]\ninstances = 4", shape="4")
+        house.loopback(name, "[worker]\ninstances = 8", shape="4")
     house.settings["memory"] = {"host_reserve_mb": (psutil.virtual_memory().available >> 20) - ROOM_MIB}
     house.start()
     waiting = models(house)["b"]
     assert (models(house)["a"]["detail"], waiting["detail"]) == ("READY", "FAILED")
-    assert waiting["reason"].startswith("waits for memory: needs 0.4 GB on host, ")
+    assert waiting["reason"].startswith("waits for memory: needs 0.8 GB on host, ")
     findings = command(house, "doctor")
     fixes = [
         found["fix"] for found in findings if found["text"].startswith("b version 1 does not serve: waits for memory")

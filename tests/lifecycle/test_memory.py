@@ -176,6 +176,7 @@ class Crowd:
                 peaks=folder / "peaks.json",
                 measure=lambda pids: {HOST: self.weighs * len(list(pids))},
                 room=lambda since_s: self.room,
+                taken=lambda pids: {HOST: self.weighs * len(list(pids))},
             ),
         )
 
