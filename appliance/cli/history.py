@@ -160,10 +160,13 @@ def energy(
     url: URL = None,
     as_json: JSON = False,
 ) -> None:
-    """kWh, cost, CO2 and joules per 1,000 inferences by device and model; idle and unattributed are shown apart."""
+    """kWh, cost, CO2 and joules per 1,000 inferences by device and model; idle and unattributed are shown apart.
+
+    The last line is what the box took: what is within another device (a Jetson's GPU in its board) counts once.
+    """
     import msgspec
 
-    from appliance.core.energy import EnergySum, price_list
+    from appliance.core.energy import EnergySum, box_total, price_list
 
     begin = moment(since)
     query = {"since": begin}
@@ -173,9 +176,12 @@ def energy(
         query,
         lambda reader: {"energy": msgspec.to_builtins(reader.energy(since=begin))},
     )
-    rows = price_list(msgspec.convert(found["energy"], list[EnergySum]), price, gco2)
+    sums = msgspec.convert(found["energy"], list[EnergySum])
+    rows = price_list(sums, price, gco2)
+    [box] = price_list([EnergySum("box", "", False, "total", "", box_total(sums), 0.0, 0)], price, gco2)
     if as_json:
-        print_json({"since": begin, "energy": rows})
+        total = {key: box[key] for key in ("joules", "kwh", "cost", "gco2")}
+        print_json({"since": begin, "total": total, "energy": rows})
         return
     if not rows:
         typer.echo("no energy was recorded in that time: this box has no counter that we can read")
@@ -184,7 +190,7 @@ def energy(
         ("DEVICE", "SOURCE", "PART", "KWH", "COST", "G CO2", "ITEMS", "J PER 1000"),
         [
             (
-                row["device"],
+                f"{row['device']}{' in ' + str(row['within']) if row['within'] else ''}",
                 f"{row['source']}{' (estimate)' if row['estimated'] else ''}",
                 row["model"] or row["kind"],
                 f"{row['kwh']:.6f}",
@@ -193,7 +199,7 @@ def energy(
                 row["items"] or "",
                 "" if row["joules_per_1000"] is None else f"{row['joules_per_1000']:.3g}",
             )
-            for row in rows
+            for row in (*rows, box)
         ],
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from appliance.core import audit
-from appliance.core.energy import EnergySum
+from appliance.core.energy import EnergySum, contained
 from appliance.core.errors import invalid, unavailable
 from appliance.core.history import TIERS, Bucket, choose_tier, merge_rows
 from appliance.recording.file import open_for_reading
@@ -126,14 +126,14 @@ class RecordReader:
         }
 
     def energy(self, *, since: float = 0.0, until: float = FOREVER) -> list[EnergySum]:
-        """Energy by device, source, kind and model; parts of a device sum to its total."""
+        """Energy by device, source, kind and model; parts of a device sum to its total. See `EnergySum.within`."""
         query = (
             "SELECT device, source, estimated, kind, model, sum(uj), sum(busy_s), sum(items) FROM energy"
             " WHERE wall >= ? AND wall <= ? GROUP BY device, source, estimated, kind, model ORDER BY device, kind, model"
         )
         with self._open() as connection:
             rows = connection.execute(query, (since, until)).fetchall()
-        return [EnergySum(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
+        return contained([EnergySum(row[0], row[1], bool(row[2]), *row[3:]) for row in rows])
 
     def audit(self, *, limit: int = 1_000) -> dict[str, Any]:
         """{"verdict": …, "entries": […]}: the whole chain checked, its newest `limit` entries shown, oldest first."""

@@ -155,6 +155,22 @@ def test_energy_has_its_price_and_an_estimate_is_called_one(file: Path) -> None:
     assert rows["total"]["joules"] == sum(rows[kind]["joules"] for kind in ("idle", "unattributed", "model"))
 
 
+def test_the_energy_of_a_jetson_s_gpu_is_in_its_board_s_and_counts_once(file: Path) -> None:
+    recorder = Recorder(file, max_bytes=64 << 20)
+    recorder.start()
+    shares = (ModelShare("m", 10**8, 30.0, 700),)
+    recorder.record_energy(EnergyWindow("host", "ina3221", False, 60.0, 720 * 10**6, 620 * 10**6, 0, shares))
+    recorder.record_energy(EnergyWindow("gpu:0", "estimate", True, 60.0, 240 * 10**6, 140 * 10**6, 0, shares))
+    assert recorder.flush()
+    recorder.close()
+    found = json.loads(output("energy", "--json"))
+    assert found["total"]["joules"] == 720
+    assert {row["device"]: row["within"] for row in found["energy"]} == {"host": "", "gpu:0": "host", "gpu0": "host"}
+    lines = output("energy").splitlines()
+    assert any(line.startswith("gpu:0 in host") for line in lines)
+    assert lines[-1].split()[:3] == ["box", "total", "0.000200"]
+
+
 def test_the_chain_is_verified_and_a_broken_one_is_an_error(file: Path) -> None:
     assert "the chain holds" in output("audit", "verify")
     assert "anna" in output("audit", "list")
