@@ -22,7 +22,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
 
 class Tier(msgspec.Struct, frozen=True):
-    """A resolution: the length of a bucket, how many are kept, and how many a full disk may not take."""
+    """A resolution: the length of a bucket, how many are kept, and how many a full disk may not take (a small budget may)."""
 
     step_s: int
     rows: int

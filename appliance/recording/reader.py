@@ -18,7 +18,7 @@ from appliance.core import audit
 from appliance.core.energy import EnergySum, contained
 from appliance.core.errors import invalid, unavailable
 from appliance.core.history import TIERS, Bucket, choose_tier, merge_rows
-from appliance.recording.file import open_for_reading
+from appliance.recording.file import damaged_files, open_for_reading
 from appliance.recording.packing import Selection
 from appliance.recording.writer import audit_anchor, audit_entry, names_of, object_of
 
@@ -136,14 +136,24 @@ class RecordReader:
         return contained([EnergySum(row[0], row[1], bool(row[2]), *row[3:]) for row in rows])
 
     def audit(self, *, limit: int = 1_000) -> dict[str, Any]:
-        """{"verdict": …, "entries": […]}: the whole chain checked, its newest `limit` entries shown, oldest first."""
+        """{"verdict": …, "begun_anew": […], "damaged_files": […], "entries": […]}: the whole chain checked, its newest `limit`
+        entries shown, oldest first.
+
+        A chain that holds says nothing of one before it: `begun_anew` are the entries where one broke off, since its file was
+        damaged, `damaged_files` what is left of such beside this one.
+        """
         with self._open() as connection:
             seq, hash_ = audit_anchor(connection)
             rows = connection.execute("SELECT * FROM audit ORDER BY seq").fetchall()
         entries = [audit_entry(row) for row in rows]
         verdict = audit.verify(entries, after_seq=seq, after_hash=hash_)
         shown = entries[-max(1, min(limit, MAX_EVENTS)) :]
-        return {"verdict": msgspec.to_builtins(verdict), "entries": [msgspec.to_builtins(entry) for entry in shown]}
+        return {
+            "verdict": msgspec.to_builtins(verdict),
+            "begun_anew": msgspec.to_builtins(audit.begun_anew(entries)),
+            "damaged_files": [file.name for file in damaged_files(self._path)],
+            "entries": msgspec.to_builtins(shown),
+        }
 
 
 def _merged(members: Sequence[tuple[float, int, bytes]], selections: Mapping[int, Selection]) -> dict[str, Bucket]:

@@ -181,6 +181,25 @@ def test_the_chain_is_verified_and_a_broken_one_is_an_error(file: Path) -> None:
     assert json.loads(output("audit", "verify", "--json", code=1))["ok"] is False
 
 
+def test_a_record_that_was_destroyed_is_no_chain_that_holds_until_that_is_accepted(file: Path) -> None:
+    file.write_bytes(b"\xa5" * file.stat().st_size)
+    recorder = Recorder(file, max_bytes=64 << 20)
+    recorder.start()
+    assert recorder.flush()
+    recorder.close()
+    done = run.invoke(app, ["audit", "verify"])
+    assert done.exit_code == 1
+    assert "1 actions, the chain holds" in done.stdout
+    assert "begun anew at 20" in done.stdout
+    assert "1 damaged file beside it" in done.stderr
+    shown = json.loads(output("audit", "verify", "--json", code=1))
+    [entry] = shown["begun_anew"]
+    assert entry["fields"]["last_hash"] == "none of it can be read"
+    assert f"--accept {entry['hash'][:12]}" in done.stderr
+    output("audit", "verify", "--accept", entry["hash"][:2], code=1)
+    assert "begun anew at 20" in output("audit", "verify", "--accept", entry["hash"][:12])
+
+
 def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path: Path) -> None:
     shown = json.loads(output("bugreport", "-o", "report.tar.gz", "--json"))
     assert {part["name"] for part in shown["contents"]} >= {

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.audit import BEGUN_ANEW
 from appliance.core.energy import EnergyWindow, ModelShare
 from appliance.core.history import TIERS
 from appliance.recording import bridge
 from appliance.recording.file import is_damage, is_full
 from appliance.recording.reader import RecordReader
 from appliance.recording.recorder import Recorder
-from appliance.recording.writer import Item, RecordedEvent, Sample, Writer
+from appliance.recording.writer import Action, Item, RecordedEvent, Sample, Writer
 
 MB = 1 << 20
 WALL = 1_800_000_000.0
@@ -343,10 +344,91 @@ def test_a_file_that_is_damaged_under_a_running_recorder_is_set_aside_and_nothin
     [aside] = [file.name for file in path.parent.glob("*.damaged-*") if not file.name.endswith("-wal")]
     assert (told["severity"], aside in told["fields"]["reason"]) == ("error", True)
     assert told["fields"]["last_hash"] == ended_with
-    assert reader.audit()["verdict"]["ok"]
+    found = reader.audit()
+    assert (found["verdict"]["ok"], found["damaged_files"]) == (True, [aside])
+    [anew] = found["begun_anew"]
+    assert [entry["action"] for entry in found["entries"]] == [BEGUN_ANEW, "load"]
+    assert (anew["fields"]["file"], anew["fields"]["last_hash"]) == (aside, ended_with)
     state = recorder.state
     assert (state.problem, state.dropped, state.set_aside) == ("", 0, 1)
     assert "recorder.damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("whole", "readable"), [(False, True), (True, False)])
+def test_a_record_that_is_destroyed_while_nobody_records_is_the_first_entry_of_the_new_chain(
+    path: Path, *, whole: bool, readable: bool
+) -> None:
+    first = Recorder(path, max_bytes=64 * MB)
+    first.start()
+    for number in range(3):
+        first.record_action("kim", "hold", {"n": number})
+    assert first.flush()
+    first.close()
+    spoil(path, "samples_1", whole=whole)
+    # one that is killed right after it opened a new file has not said so yet
+    Writer(path, 64 * MB, run_id="killed", boot_id="boot").close()
+    for _ in range(2):
+        second = Recorder(path, max_bytes=64 * MB)
+        second.start()
+        second.record_event("after")
+        assert second.flush(), second.state
+        second.close()
+    found = RecordReader(path).audit()
+    assert (found["verdict"]["ok"], found["verdict"]["entries"], len(found["begun_anew"])) == (True, 1, 1)
+    fields = found["begun_anew"][0]["fields"]
+    assert [fields["file"]] == found["damaged_files"]
+    if readable:
+        assert (fields["last_seq"], fields["last_hash"]) == (3, first.state.last_hash)
+    else:
+        assert (fields["last_seq"], fields["last_hash"]) == (0, "none of it can be read")
+
+
+def test_the_floors_give_way_where_the_budget_is_smaller_than_they_are(path: Path) -> None:
+    """Two weeks of 100 readings, one in five minutes, with the least budget: the newest always goes in."""
+    found = writer(path, max_bytes=8 * MB - MB // 2)
+    found.begin(WALL, 1000.0)
+    values = {f"s{number}": float(number) for number in range(100)}
+    minutes = 14 * 1440
+    for begin in range(0, minutes, 120):
+        batch: list[Item] = [
+            Sample(WALL + 60 * minute, 1000.0 + 60 * minute, values) for minute in range(begin, begin + 120, 5)
+        ]
+        batch.append(RecordedEvent(WALL + 60 * begin, 1000.0 + 60 * begin, "e", "info", {"pad": "x" * 4_000}))
+        batch.append(Action(WALL + 60 * begin, 1000.0 + 60 * begin, "kim", "hold", {"pad": "x" * 4_000}))
+        found.apply(batch)
+        found.keep_within_budget()
+    assert path.stat().st_size <= 8 * MB
+    rows = {table: found._count(table) for table in ("samples_1", "samples_60", "samples_900", "events", "audit")}
+    assert min(rows.values()) > 20, "none pays for all"
+    assert rows["samples_900"] > 96, "of the coarsest there is more than a day"
+    found.close()
+    reader = RecordReader(path)
+    end = WALL + 60 * (minutes - 5)
+    assert reader.history(["s7"], since=end - 600, until=end)["times"][-1] == end
+    assert reader.audit()["verdict"]["ok"], "what is left of the chain is one"
+
+
+def test_a_disk_that_others_fill_does_not_take_more_than_the_floors(path: Path) -> None:
+    found = writer(path)
+    found.begin(WALL, 1000.0)
+    found.apply(list(samples(700)))
+    while found.drop_oldest():
+        pass
+    assert found._count("samples_1") == TIERS[0].floor_rows
+    found.close()
+
+
+def test_segments_go_with_the_last_row_that_has_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = writer(path)
+    found.begin(WALL, 1000.0)
+    found.apply([Sample(WALL + 100.0 * number, 1000.0 + number, {"a": 1.0}) for number in range(50)])
+    assert found._count("segments") == 50
+    monkeypatch.setattr("appliance.recording.writer.rows_to_drop", lambda count, floor: count if count > 2 else 0)
+    while found.drop_oldest():
+        pass
+    assert found._count("segments") <= 3
+    found.apply([Sample(WALL + 9_000.0, 1051.0, {"a": 1.0})])
+    found.close()
 
 
 def test_damage_that_the_check_does_not_see_is_set_aside_at_the_second_time_and_does_not_spin(
