@@ -49,7 +49,7 @@ def test_what_is_recorded_is_read_back(recorder: Recorder, path: Path) -> None:
     recorder.record_event("model.state", "info", {"model": "m"})
     recorder.record_sample(WALL, 10.0, {"gpu.temperature": 61.0, "broken": float("nan")})
     assert recorder.flush()
-    reader = RecordReader(path)
+    reader = RecordReader(path, wall=lambda: WALL)
     [event] = reader.events(kind="model")
     assert (event["kind"], event["severity"], event["fields"]) == ("model.state", "info", {"model": "m"})
     found = reader.history(["gpu.temperature", "broken"], since=WALL - 10)
@@ -124,6 +124,56 @@ def test_a_stepped_clock_is_an_event_and_no_reading_is_lost(path: Path) -> None:
     connection.close()
 
 
+def recorded(path: Path, *runs: tuple[float, float, int, int]) -> None:
+    """Runs of samples: wall time and monotonic time of the first, how many, and how many seconds apart."""
+    found = writer(path)
+    found.begin(runs[0][0], runs[0][1])
+    for wall, monotonic, count, apart in runs:
+        all_ = [
+            Sample(wall + apart * number, monotonic + apart * number, {"s": float(number)}) for number in range(count)
+        ]
+        for begin in range(0, count, 900):
+            found.apply(all_[begin : begin + 900])
+    found.close()
+
+
+YEARS = 4 * 365 * 86_400.0
+
+
+def test_a_clock_that_was_ahead_and_was_set_back_leaves_no_point_in_the_future(path: Path) -> None:
+    recorded(path, (WALL + YEARS, 1_000.0, 1_800, 1), (WALL, 2_800.0, 1_200, 1))
+    now = WALL + 1_200
+    reader = RecordReader(path, wall=lambda: now)
+    found = reader.history(["s"], since=now - 600)
+    assert (found["step_s"], found["tier_s"], len(found["times"])) == (2, 1, 300)
+    assert min(found["times"]) >= now - 600
+    assert max(found["times"]) < now
+    whole = reader.history(["s"], since=0.0)
+    assert max(whole["times"]) < now
+    asked = reader.history(["s"], since=0.0, until=WALL + 2 * YEARS)
+    assert asked["times"] == sorted(asked["times"])
+    assert max(asked["times"]) > WALL + YEARS, "who asks for that time is told"
+    assert [one.uj for one in reader.energy()] == []
+
+
+def test_a_boot_without_a_clock_does_not_make_the_finest_tier_look_old(path: Path) -> None:
+    begin = WALL - 6 * 3_600 - 3_700
+    recorded(path, (begin, 1_000.0, 6 * 60 + 1, 60), (30.0, 30_000.0, 30, 1), (WALL - 3_600, 30_030.0, 3_600, 1))
+    reader = RecordReader(path, wall=lambda: WALL)
+    for since, tier in ((WALL - 7_200, 60), (WALL - 3_500, 1)):
+        found = reader.history(["s"], since=since, points=2_000)
+        assert found["tier_s"] == tier
+        assert found["times"][0] - since < 120
+        assert found["times"] == sorted(found["times"])
+
+
+def test_a_clock_that_was_set_back_leaves_the_times_in_order(path: Path) -> None:
+    recorded(path, (WALL, 1_000.0, 100, 1), (WALL - 50, 1_100.0, 100, 1))
+    times = RecordReader(path, wall=lambda: WALL + 100).history(["s"], since=WALL - 100, points=2_000)["times"]
+    assert times == sorted(times)
+    assert len(times) == 200
+
+
 def test_a_day_of_samples_stays_within_the_budget_and_is_answered_from_the_right_tier(path: Path) -> None:
     found = writer(path)
     found.begin(WALL, 1000.0)
@@ -177,7 +227,8 @@ def test_names_of_versions_that_are_gone_make_room_for_those_of_new_ones(
     for number in range(40):
         written.apply([of_a_generation(number, number)])
     assert written.series_refused == 0
-    found = RecordReader(path).history(["process.worker39.rss", "gpu.0.temperature"], since=WALL - 1)["series"]
+    reader = RecordReader(path, wall=lambda: WALL)
+    found = reader.history(["process.worker39.rss", "gpu.0.temperature"], since=WALL - 1)["series"]
     assert found["process.worker39.rss"]["mean"][-1] == 39.0
     assert found["gpu.0.temperature"]["mean"] == [61.0] * 40
     written.close()
