@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from appliance.core import quantities as q
-from appliance.core.energy import EnergyMeter, EnergyWindow, Usage
+from appliance.core.energy import EnergyMeter, EnergyWindow, Usage, container
 from appliance.core.energy_sources import EnergySources
 from appliance.core.heat import processor_temperature, thermal_sample
 from appliance.core.memory_budget import HOST
@@ -224,7 +224,10 @@ class Health:
             name = f"{version.name}:{version.version}"
             usage.setdefault(version.device, {})[name] = Usage(busy_s, version.statistics.inference_count)
         for device, reading in self._sources.readings(snapshot).items():
-            window = self._meter.observe(snapshot.monotonic_s, device, reading, usage.get(device, {}))
+            # what is counted for a whole board is also what the models on its GPU took
+            used = [models for at, models in usage.items() if device in (at, container(at, reading.source))]
+            merged = {name: one for models in used for name, one in models.items()}
+            window = self._meter.observe(snapshot.monotonic_s, device, reading, merged)
             if window is not None:
                 self.energy.add(window)
                 if self._record is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +122,36 @@ def test_energy_is_counted_in_windows_that_sum_to_the_counter() -> None:
         box.monitor.take(second, {"gpu.0.energy": 100 + 7.0 * second}, gpus=(Gpu(0, "u", "A"),))
     assert [window.total_uj for window in box.record.windows] == [35_000_000, 35_000_000]
     assert sum(total.joules for total in box.health.energy if not total.model) == 70
+
+
+def test_a_jetson_s_board_has_its_gpu_in_it_with_the_models_there() -> None:
+    class Busy:
+        """A model on the GPU that is busy half of the time from the tenth second on."""
+
+        name, version, device = "m", "1", "gpu:0"
+
+        @property
+        def statistics(self) -> Any:
+            busy_ns = max(0, box.now_s - 10) * 500_000_000
+            batch = SimpleNamespace(compute_infer=SimpleNamespace(ns=busy_ns))
+            return SimpleNamespace(batches={1: batch}, inference_count=busy_ns // 1_000_000)
+
+    class Jetson(Box):
+        now_s = 0
+
+    box = Jetson()
+    box.health.attach(lambda: [Busy()], dict)  # type: ignore[list-item]  as much of a version as is looked at
+    for box.now_s in range(0, 61, 5):
+        power = 4.0 if box.now_s <= 10 else 8.0
+        readings: dict[str, float | None] = {"host.rail.VDD_IN.power": power + 4.0, "gpu.0.power": power}
+        box.monitor.take(float(box.now_s), readings, gpus=(Gpu(0, "u", "A", integrated=True),))
+    assert sum(total.joules for total in box.health.energy if not total.model and not total.within) == 80 + 50 + 540
+    host, gpu = (
+        [total for total in box.health.energy if (total.device, total.part) == (device, "active") and total.model]
+        for device in ("host", "gpu:0")
+    )
+    assert [(total.model, total.joules, total.within) for total in host] == [("m:1", 190.0, "")]
+    assert [(total.model, total.within) for total in gpu] == [("m:1", "host")]
 
 
 def test_memory_on_a_gpu_is_what_the_driver_says_of_our_processes() -> None:

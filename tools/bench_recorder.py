@@ -41,7 +41,7 @@ def main() -> None:
         cpu_ms = (time.process_time() - cpu) * 1e3 / options.seconds
         used = writer.used_bytes / options.seconds
         begun = time.perf_counter()
-        RecordReader(path).history(["series0", "series1"], since=1.8e9, points=300)
+        RecordReader(path).history(["series0", "series1"], since=1.8e9, until=2e9, points=300)
         asked = (time.perf_counter() - begun) * 1e3
         writer.close()
     took.sort()

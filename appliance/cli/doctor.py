@@ -350,7 +350,9 @@ def _recorder(patient: Patient) -> Iterator[Finding]:
         )
         return
     path = recorder_path(patient.config)
-    aside = sorted(file.name for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith("-wal"))
+    aside = sorted(
+        file.name for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith(("-wal", "-shm"))
+    )
     if aside:
         text = f"a damaged record was put away as {aside[-1]}, and a new one begun"
         fix = f"look at the disk (dmesg, smartctl -a); then rm {path.parent}/{path.name}.damaged-*"

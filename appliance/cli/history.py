@@ -17,6 +17,8 @@ from appliance.cli.records import SINCE, ask, clock, moment
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_POINTS = 60
+LEAST_HASH = 12
+"""Digits of a hash that name an entry."""
 MOST_NAMES = 64
 """Of one question; the appliance answers no more."""
 
@@ -160,10 +162,13 @@ def energy(
     url: URL = None,
     as_json: JSON = False,
 ) -> None:
-    """kWh, cost, CO2 and joules per 1,000 inferences by device and model; idle and unattributed are shown apart."""
+    """kWh, cost, CO2 and joules per 1,000 inferences by device and model; idle and unattributed are shown apart.
+
+    The last line is what the box took: what is within another device (a Jetson's GPU in its board) counts once.
+    """
     import msgspec
 
-    from appliance.core.energy import EnergySum, price_list
+    from appliance.core.energy import EnergySum, box_total, price_list
 
     begin = moment(since)
     query = {"since": begin}
@@ -173,9 +178,12 @@ def energy(
         query,
         lambda reader: {"energy": msgspec.to_builtins(reader.energy(since=begin))},
     )
-    rows = price_list(msgspec.convert(found["energy"], list[EnergySum]), price, gco2)
+    sums = msgspec.convert(found["energy"], list[EnergySum])
+    rows = price_list(sums, price, gco2)
+    [box] = price_list([EnergySum("box", "", False, "total", "", box_total(sums), 0.0, 0)], price, gco2)
     if as_json:
-        print_json({"since": begin, "energy": rows})
+        total = {key: box[key] for key in ("joules", "kwh", "cost", "gco2")}
+        print_json({"since": begin, "total": total, "energy": rows})
         return
     if not rows:
         typer.echo("no energy was recorded in that time: this box has no counter that we can read")
@@ -184,7 +192,7 @@ def energy(
         ("DEVICE", "SOURCE", "PART", "KWH", "COST", "G CO2", "ITEMS", "J PER 1000"),
         [
             (
-                row["device"],
+                f"{row['device']}{' in ' + str(row['within']) if row['within'] else ''}",
                 f"{row['source']}{' (estimate)' if row['estimated'] else ''}",
                 row["model"] or row["kind"],
                 f"{row['kwh']:.6f}",
@@ -193,28 +201,58 @@ def energy(
                 row["items"] or "",
                 "" if row["joules_per_1000"] is None else f"{row['joules_per_1000']:.3g}",
             )
-            for row in rows
+            for row in (*rows, box)
         ],
     )
 
 
 @command
-def verify(url: URL = None, as_json: JSON = False) -> None:
-    """Whether the chain of actions holds: nothing changed, removed or inserted. Exit status 1 if it does not."""
-    verdict = ask(url, "/v2/appliance/audit", {"limit": 1}, lambda reader: reader.audit(limit=1))["verdict"]
+def verify(
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(help="The hash of an entry by which the chain was begun anew, when you have looked into why."),
+    ] = None,
+    url: URL = None,
+    as_json: JSON = False,
+) -> None:
+    """Whether the chain of actions holds: nothing changed, removed or inserted. Exit status 1 if it does not, or if a damaged
+    record was put aside with the actions before: the new chain cannot speak for those.
+    """
+    found = ask(url, "/v2/appliance/audit", {"limit": 1}, lambda reader: reader.audit(limit=1))
+    verdict, anew = found["verdict"], found.get("begun_anew", [])
+    accepted = [one for one in accept or () if len(one) >= LEAST_HASH]
+    open_ = [entry for entry in anew if not any(entry["hash"].startswith(one) for one in accepted)]
+    damaged = [] if anew and not open_ else found.get("damaged_files", [])
     if as_json:
-        print_json(verdict)
+        print_json({**verdict, "begun_anew": anew, "damaged_files": found.get("damaged_files", [])})
     elif verdict["ok"]:
         typer.echo(f"{verdict['entries']} actions, the chain holds; its head is {verdict['head']}")
-    if not verdict["ok"]:
-        if as_json:
-            raise typer.Exit(int(Exit.FAILED))
+        for entry in anew:
+            typer.echo(
+                f"begun anew at {clock(entry['time'])}: {entry['fields'].get('reason', '')}; the last hash before: "
+                f"{entry['fields'].get('last_hash', '')}"
+            )
+    if verdict["ok"] and not open_ and not damaged:
+        return
+    if as_json:
+        raise typer.Exit(int(Exit.FAILED))
+    if verdict["ok"]:
+        begun = f"begun anew at {clock(open_[-1]['time'])}" if open_ else "perhaps begun anew"
+        accepting = "".join(f" --accept {entry['hash'][:LEAST_HASH]}" for entry in open_)
+        then = f"then `appliance audit verify{accepting}`" if open_ else "then put them elsewhere"
         raise CommandError(
             Exit.FAILED,
-            "BROKEN_CHAIN",
-            f"the chain of actions is broken at entry {verdict['broken_seq']}: {verdict['reason']}",
-            "keep the file as it is, and compare the heads in the log (audit.action)",
+            "BEGUN_ANEW",
+            f"{begun}: {len(damaged)} damaged file{'' if len(damaged) == 1 else 's'} beside it; "
+            "what operators did before is not in this chain",
+            f"keep a copy of them, compare the last hash with those in the log (audit.action), {then}",
         )
+    raise CommandError(
+        Exit.FAILED,
+        "BROKEN_CHAIN",
+        f"the chain of actions is broken at entry {verdict['broken_seq']}: {verdict['reason']}",
+        "keep the file as it is, and compare the heads in the log (audit.action)",
+    )
 
 
 @command

@@ -17,6 +17,11 @@ GENESIS = "0" * 64
 """What the first entry follows."""
 
 
+RECORDER = "recorder"
+BEGUN_ANEW = "record.begun_anew"
+"""What the recorder itself enters where a chain could not go on, since its file was damaged."""
+
+
 class AuditEntry(msgspec.Struct, frozen=True):
     """One action: `seq` from 1 without gaps, `time` seconds since 1970, `hash` over `previous` and everything else."""
 
@@ -29,6 +34,11 @@ class AuditEntry(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
     previous: str
     hash: str
+
+
+def begun_anew(entries: Iterable[AuditEntry]) -> list[AuditEntry]:
+    """The entries that say that a file was put aside with the chain of before, and where that ended as far as it can be read."""
+    return [entry for entry in entries if entry.actor == RECORDER and entry.action == BEGUN_ANEW]
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -17,19 +17,51 @@ import msgspec
 Source = Literal["nvml", "ina3221", "rapl", "estimate"]
 UJ_PER_J = 1_000_000
 J_PER_KWH = 3_600_000
+MOST_W = 3_000.0
+"""No GPU and no processor takes more: a counter that says so was reset, or read wrongly."""
+HOST = "host"
+BOARD: Source = "ina3221"
+"""Counts the whole board."""
 
 
-class EnergyReading(msgspec.Struct, frozen=True):
-    """A device's counter. `wrap_uj`: where it starts over (RAPL's max_energy_range_uj), 0: never.
+class Counter(msgspec.Struct, frozen=True):
+    """What was counted so far. `wrap_uj`: where it starts over (RAPL's max_energy_range_uj), 0: never, or not known now.
 
-    NVML counts millijoules since the driver was loaded (nvmlDeviceGetTotalEnergyConsumption); RAPL microjoules (Linux,
-    Documentation/power/powercap). For INA3221 give the integral of power (`Integrator`).
+    Readings of different epochs cannot be compared: what was used in between is not known.
     """
 
     counter_uj: int
-    source: Source
     wrap_uj: int = 0
+    epoch: int = 0
+
+
+class EnergyReading(msgspec.Struct, frozen=True):
+    """A device's counters by name; it used what all of them count. `within`: the device whose reading has this one in it.
+
+    NVML counts millijoules since the driver was loaded (nvmlDeviceGetTotalEnergyConsumption); RAPL microjoules, package by
+    package (Linux, Documentation/power/powercap). For INA3221 give the integral of power (`Integrator`).
+    """
+
+    counters: Mapping[str, Counter]
+    source: Source
     estimated: bool = False
+    within: str = ""
+
+    def follows(self, before: EnergyReading) -> bool:
+        """Whether the difference of the two means something: the same counters of the same source."""
+
+        def kind(one: EnergyReading) -> tuple[object, ...]:
+            return one.source, one.estimated, {name: counter.epoch for name, counter in one.counters.items()}
+
+        return kind(self) == kind(before)
+
+
+def container(device: str, host_source: str) -> str:
+    """The device whose energy has that device's in it; "" if there is none.
+
+    A Jetson's supply rail (INA3221) feeds the whole board, its GPU too; a processor's counter (RAPL) knows no GPU.
+    """
+    return HOST if device != HOST and host_source == BOARD else ""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -59,27 +91,33 @@ class EnergyWindow(msgspec.Struct, frozen=True):
     idle_uj: int
     unattributed_uj: int
     models: tuple[ModelShare, ...]
+    within: str = ""
 
 
-def counter_delta(before_uj: int, after_uj: int, wrap_uj: int = 0) -> int:
-    """What was counted between two readings.
+def counter_delta(before: Counter, after: Counter, most_uj: float) -> int | None:
+    """What was counted between two readings; None if that is not known: it would be more than `most_uj`.
 
     A smaller second reading is a wrap where the counter has one, else a reset (the driver was loaded anew): then what it shows
     now is all that is known, and a lower bound.
     """
-    if after_uj >= before_uj:
-        return after_uj - before_uj
-    return after_uj + wrap_uj - before_uj if wrap_uj > before_uj else after_uj
+    wrap_uj = after.wrap_uj or before.wrap_uj
+    candidates = [after.counter_uj]
+    if after.counter_uj >= before.counter_uj:
+        candidates = [after.counter_uj - before.counter_uj]
+    elif wrap_uj > before.counter_uj:
+        candidates = [after.counter_uj + wrap_uj - before.counter_uj, after.counter_uj]
+    return next((delta for delta in candidates if delta <= most_uj), None)
 
 
 class Integrator:
     """Energy from samples of power by the trapezoid rule: (P0 + P1) / 2 * dt. For INA3221 rails, which have no counter.
 
-    A gap longer than `max_gap_s` counts nothing: what happened in it is not known.
+    A gap longer than `max_gap_s` counts nothing, since what happened in it is not known, and begins an epoch.
     """
 
     def __init__(self, max_gap_s: float = 10.0) -> None:
         self.counter_uj = 0
+        self.epoch = 0
         self._max_gap_s = max_gap_s
         self._last: tuple[float, float] | None = None
         self._rest = 0.0
@@ -90,7 +128,9 @@ class Integrator:
         if last is not None and monotonic <= last[0]:
             return self.counter_uj
         self._last = (monotonic, watts)
-        if last is not None and monotonic - last[0] <= self._max_gap_s:
+        if last is not None and monotonic - last[0] > self._max_gap_s:
+            self.epoch += 1
+        elif last is not None:
             self._rest += (last[1] + watts) / 2 * (monotonic - last[0]) * UJ_PER_J
             whole = max(0, int(self._rest))
             self.counter_uj += whole
@@ -154,6 +194,9 @@ class EnergyMeter:
     ) -> EnergyWindow | None:
         """The window since the last reading of that device; None for the first one, and for one that is not later.
 
+        None, too, for one that does not follow from the last (another source, a counter that came or went, or that says what
+        cannot be): then nothing is booked.
+
         `usage`: by model, cumulative. One that began anew (a worker was replaced) counts from zero.
         """
         before = self._readings.get(device)
@@ -162,17 +205,25 @@ class EnergyMeter:
         earlier = self._usage.get(device, {})
         self._readings[device] = (monotonic, reading)
         self._usage[device] = dict(usage)
-        if before is None:
+        if before is None or not reading.follows(before[1]):
             return None
         window_s = monotonic - before[0]
-        total_uj = counter_delta(before[1].counter_uj, reading.counter_uj, reading.wrap_uj)
+        most_uj = MOST_W * window_s * UJ_PER_J
+        deltas = [
+            counter_delta(before[1].counters[name], counter, most_uj) for name, counter in reading.counters.items()
+        ]
+        known = [delta for delta in deltas if delta is not None]
+        if len(known) < len(deltas):
+            return None
+        total_uj = sum(known)
         used = {model: _since(earlier.get(model), now) for model, now in usage.items()}
         if not any(use.busy_s > 0 for use in used.values()):
             self._idle.setdefault(device, deque(maxlen=self._idle_windows)).append(total_uj / UJ_PER_J / window_s)
         idle_uj, unattributed_uj, models = attribute(total_uj, window_s, self.idle_w(device), used)
         shown = tuple(share for share in models if share.busy_s > 0 or share.items > 0)
         return EnergyWindow(
-            device, reading.source, reading.estimated, window_s, total_uj, idle_uj, unattributed_uj, shown
+            *(device, reading.source, reading.estimated, window_s, total_uj, idle_uj, unattributed_uj, shown),
+            within=reading.within,
         )
 
 
@@ -183,7 +234,10 @@ def _since(before: Usage | None, now: Usage) -> Usage:
 
 
 class EnergySum(msgspec.Struct, frozen=True):
-    """Energy of one kind: `kind` is total, idle, unattributed or model (then `model` names it)."""
+    """Energy of one kind: `kind` is total, idle, unattributed or model (then `model` names it).
+
+    `within`: the device whose energy has this in it already; what the box took is the sum without such.
+    """
 
     device: str
     source: str
@@ -193,6 +247,18 @@ class EnergySum(msgspec.Struct, frozen=True):
     uj: int
     busy_s: float
     items: int
+    within: str = ""
+
+
+def contained(sums: Sequence[EnergySum]) -> list[EnergySum]:
+    """The sums, each with the device that it is within."""
+    on_board = any(one.device == HOST and one.source == BOARD for one in sums)
+    return [msgspec.structs.replace(one, within=container(one.device, BOARD if on_board else "")) for one in sums]
+
+
+def box_total(sums: Sequence[EnergySum]) -> int:
+    """What the box took, in microjoules: what is within something else counts once."""
+    return sum(one.uj for one in sums if one.kind == "total" and not one.within)
 
 
 def price_list(sums: Sequence[EnergySum], price_per_kwh: float, gco2_per_kwh: float) -> list[dict[str, object]]:
@@ -200,6 +266,7 @@ def price_list(sums: Sequence[EnergySum], price_per_kwh: float, gco2_per_kwh: fl
     return [
         {
             "device": one.device,
+            "within": one.within,
             "source": one.source,
             "estimated": one.estimated,
             "kind": one.kind,

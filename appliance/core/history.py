@@ -22,7 +22,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
 
 class Tier(msgspec.Struct, frozen=True):
-    """A resolution: the length of a bucket, how many are kept, and how many a full disk may not take."""
+    """A resolution: the length of a bucket, how many are kept, and how many a full disk may not take (a small budget may)."""
 
     step_s: int
     rows: int
@@ -76,23 +76,50 @@ def bucket_start(monotonic: float, step_s: int) -> int:
     return math.floor(monotonic / step_s) * step_s
 
 
-def choose_tier(since: float, until: float, step_s: float, oldest: Sequence[float | None]) -> int:
-    """The index of the finest tier that is no finer than asked for and goes back to `since`; else the one that goes furthest.
+Place = tuple[int, int]
+"""Of a row: its segment (numbered in the order in which they were) and the start of its bucket on the monotonic clock there."""
 
-    `oldest`: wall time of each tier's first row, None for an empty tier.
+
+class Held(msgspec.Struct, frozen=True):
+    """What a tier holds: its first row at all, and of the asked time the first row and how many there are; None: no row."""
+
+    first: Place | None
+    first_asked: Place | None = None
+    asked_rows: int = 0
+
+
+def choose_tier(step_s: float, held: Sequence[Held]) -> int:
+    """The index of the finest tier that is no finer than asked for and goes back as far as is asked; 0 where nothing is recorded.
+
+    A tier goes back far enough if no coarser one has a bucket of the asked time from before its first row. That is told by the
+    order of rows, never by their wall times: a clock that was wrong once makes no tier look older than it is.
     """
-    best: int | None = None
-    for index, tier in enumerate(TIERS):
-        first = oldest[index]
-        if first is None:
+    best = 0
+    for index, tier in enumerate(held):
+        if tier.first is None or tier.first_asked is None:
             continue
-        if best is None or first < (oldest[best] or 0.0) - tier.step_s:
-            best = index
-        wanted = max(step_s, 1.0)
-        coarser_exists = index + 1 < len(TIERS) and oldest[index + 1] is not None and TIERS[index + 1].step_s <= wanted
-        if first <= max(since, 0.0) + tier.step_s and not coarser_exists:
-            return index
-    return best if best is not None else 0
+        earlier = [
+            coarser.first_asked
+            for coarser, its in zip(held[index + 1 :], TIERS[index + 1 :], strict=False)
+            if coarser.first_asked is not None and _ends(coarser.first_asked, its) <= tier.first
+        ]
+        best = index
+        coarse_enough = any(
+            coarser.first_asked is not None and its.step_s <= max(step_s, 1.0)
+            for coarser, its in zip(held[index + 1 :], TIERS[index + 1 :], strict=False)
+        )
+        if not earlier and not coarse_enough:
+            break
+    return best
+
+
+def _ends(place: Place, tier: Tier) -> Place:
+    return place[0], place[1] + tier.step_s
+
+
+def recorded_s(held: Sequence[Held]) -> float:
+    """How much of the asked time was recorded, in seconds: what the tier that has most of it has."""
+    return float(max((one.asked_rows * tier.step_s for one, tier in zip(held, TIERS, strict=True)), default=0))
 
 
 def row_bytes(tier: Tier, series: int) -> int:

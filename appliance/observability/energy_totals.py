@@ -17,7 +17,10 @@ UJ_PER_J = 1_000_000
 
 
 class Total(msgspec.Struct, frozen=True):
-    """`part` is idle, unattributed or active; `model` ("name:version") is empty but in the parts of models."""
+    """`part` is idle, unattributed or active; `model` ("name:version") is empty but in the parts of models.
+
+    `within`: the device whose energy has this in it already; what the box took is the sum without such.
+    """
 
     device: str
     source: str
@@ -25,17 +28,18 @@ class Total(msgspec.Struct, frozen=True):
     part: str
     model: str
     joules: float
+    within: str = ""
 
 
 class EnergyTotals:
     """See the module."""
 
     def __init__(self) -> None:
-        self._uj: Counter[tuple[str, str, bool, str, str]] = Counter()
+        self._uj: Counter[tuple[str, str, bool, str, str, str]] = Counter()
 
     def add(self, window: EnergyWindow) -> None:
         """Count one window."""
-        kind = (window.device, window.source, window.estimated)
+        kind = (window.device, window.source, window.estimated, window.within)
         self._uj[*kind, "idle", ""] += window.idle_uj
         self._uj[*kind, "unattributed", ""] += window.unattributed_uj
         self._uj[*kind, "active", ""] += sum(share.active_uj for share in window.models)
@@ -43,5 +47,5 @@ class EnergyTotals:
             self._uj[*kind, "active", share.model] += share.active_uj
 
     def __iter__(self) -> Iterator[Total]:
-        for (device, source, estimated, part, model), uj in self._uj.items():
-            yield Total(device, source, estimated, part, model, uj / UJ_PER_J)
+        for (device, source, estimated, within, part, model), uj in self._uj.items():
+            yield Total(device, source, estimated, part, model, uj / UJ_PER_J, within)

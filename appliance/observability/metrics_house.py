@@ -76,14 +76,15 @@ XIDS = Family(
 ENERGY = Family(
     "appliance_energy_joules_total",
     "counter",
-    "Energy since the start, split into idle, active and unattributed; the parts sum to what the device used",
-    ("device", "source", "estimated", "part"),
+    "Energy since the start, split into idle, active and unattributed; the parts sum to what the device used, and what has "
+    'within="" to what the box used',
+    ("device", "source", "estimated", "within", "part"),
 )
 MODEL_ENERGY = Family(
     "appliance_model_energy_joules_total",
     "counter",
-    "The active part of the energy, by model",
-    ("device", "source", "estimated", "model", "version"),
+    "The active part of the energy, by model; what is within another device (a Jetson's GPU in its board) is in that one's too",
+    ("device", "source", "estimated", "within", "model", "version"),
 )
 
 RECORDER_OK = Family("appliance_recorder_ok", "gauge", "1: the flight recorder records; 0: see `appliance status`")
@@ -160,7 +161,7 @@ def collect_xids(xids: Mapping[tuple[int, int], int], sheet: Sheet) -> None:
 def collect_energy(totals: Iterable[Total], sheet: Sheet) -> None:
     """Energy by part and by model."""
     for total in totals:
-        labels = (total.device, total.source, str(total.estimated).lower())
+        labels = (total.device, total.source, str(total.estimated).lower(), total.within)
         if total.model:
             model, _, version = total.model.rpartition(":")
             sheet.add(MODEL_ENERGY, total.joules, *labels, model, version)

@@ -155,6 +155,10 @@ class EnergyWindow(Protocol):
         """Whether it is an estimate."""
 
     @property
+    def within(self) -> str:
+        """The device whose energy has this in it already; "" for none."""
+
+    @property
     def idle_uj(self) -> int:
         """What it would have used without any model."""
 

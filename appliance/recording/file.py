@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 from pathlib import Path
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,15 @@ def _code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
-def open_for_writing(path: Path, max_bytes: int, distrust: str = "") -> tuple[sqlite3.Connection, str]:
-    """The connection that writes, and what was set aside ("" if nothing). OSError or sqlite3.Error if there is no way.
+class Aside(NamedTuple):
+    """A file that was put away, and why."""
+
+    path: Path
+    reason: str
+
+
+def open_for_writing(path: Path, max_bytes: int, distrust: str = "") -> tuple[sqlite3.Connection, Aside | None]:
+    """The connection that writes, and what was set aside, if anything. OSError or sqlite3.Error if there is no way.
 
     `distrust`: what was wrong with the file although it passed the check; then it is set aside unseen.
     """
@@ -101,7 +109,7 @@ def open_for_writing(path: Path, max_bytes: int, distrust: str = "") -> tuple[sq
     try:
         if distrust and path.exists():
             raise UnusableFileError(distrust)
-        return _open(path, max_bytes), ""
+        return _open(path, max_bytes), None
     except UnusableFileError as error:
         reason = str(error)
     except sqlite3.DatabaseError as error:
@@ -109,7 +117,7 @@ def open_for_writing(path: Path, max_bytes: int, distrust: str = "") -> tuple[sq
             raise
         reason = str(error)
     aside = set_aside(path)
-    return _open(path, max_bytes), f"{reason}; kept as {aside.name}"
+    return _open(path, max_bytes), Aside(aside, f"{reason}; kept as {aside.name}")
 
 
 def _open(path: Path, max_bytes: int) -> sqlite3.Connection:
@@ -173,15 +181,45 @@ def set_aside(path: Path) -> Path:
         Path(f"{path}-wal").rename(f"{aside}-wal")
     with contextlib.suppress(FileNotFoundError):
         Path(f"{path}-shm").unlink()
-    older = sorted(
-        (file for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith("-wal")),
-        key=lambda file: file.stat().st_mtime_ns,
-    )
-    for file in older[:-DAMAGED_KEPT]:
+    for file in damaged_files(path)[:-DAMAGED_KEPT]:
         for gone in (file, Path(f"{file}-wal")):
             with contextlib.suppress(FileNotFoundError):
                 gone.unlink()
     return aside
+
+
+def damaged_files(path: Path) -> list[Path]:
+    """What was set aside beside the file and is still there, oldest first."""
+    found = path.parent.glob(f"{path.name}.damaged-*")
+    return sorted(
+        (file for file in found if not file.name.endswith(("-wal", "-shm"))), key=lambda file: file.stat().st_mtime_ns
+    )
+
+
+def end_of_chain(path: Path) -> tuple[int, str]:
+    """Number and hash of the last action that can be read in a file that may be damaged; (0, "") if none can be."""
+    last = (0, "")
+    try:
+        connection = open_for_reading(path)
+    except (OSError, sqlite3.Error):
+        return last
+    try:
+        # from the end if that can be read, else as far as it goes from the beginning
+        for query in (
+            "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1",
+            "SELECT seq, hash FROM audit ORDER BY seq",
+        ):
+            with contextlib.suppress(sqlite3.Error):
+                for seq, hash_ in connection.execute(query):
+                    last = (int(seq), str(hash_)[:64])
+            if last[0]:
+                break
+    except (ValueError, TypeError):
+        pass  # what stands there is no number: nothing of it can be believed
+    finally:
+        connection.close()
+        Path(f"{path}-shm").unlink(missing_ok=True)
+    return last
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import msgspec
 
 from appliance.core import audit
-from appliance.core.energy import EnergySum
+from appliance.core.energy import EnergySum, contained
 from appliance.core.errors import ApplianceError, invalid, unavailable
-from appliance.core.history import TIERS, Bucket, choose_tier, merge_rows
-from appliance.recording.file import ANOTHERS, open_for_reading
+from appliance.core.history import TIERS, Bucket, Held, choose_tier, merge_rows, recorded_s
+from appliance.recording.file import ANOTHERS, damaged_files, open_for_reading
 from appliance.recording.packing import Selection
 from appliance.recording.writer import audit_anchor, audit_entry, names_of, object_of
 
@@ -27,6 +28,8 @@ MAX_KINDS = 32
 MAX_POINTS = 2_000
 DEFAULT_POINTS = 300
 FOREVER = 1e11
+AHEAD_S = 60.0
+"""What is recorded with a later time than so much from now is from a clock that was ahead."""
 
 
 def _unreadable(error: sqlite3.Error) -> ApplianceError:
@@ -42,9 +45,15 @@ class RecordReader:
     `is_anothers`: whether it is another appliance's record just now, and so no answer; by default it does not matter whose it is.
     """
 
-    def __init__(self, path: Path, *, is_anothers: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, path: Path, *, is_anothers: Callable[[], bool] = lambda: False, wall: Callable[[], float] = time.time
+    ) -> None:
         self._path = path
         self._is_anothers = is_anothers
+        self._wall = wall
+
+    def _end(self, until: float) -> float:
+        return until if until < FOREVER else self._wall() + AHEAD_S
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -102,19 +111,15 @@ class RecordReader:
     ) -> dict[str, Any]:
         """{"step_s", "tier_s", "times": […], "series": {name: {"min": […], "mean": […], "max": […]}}}, None for gaps.
 
-        The finest tier that reaches back to `since`; neighbours are merged to `step_s`, or until at most `points` are left.
+        The finest tier that reaches back to `since`; neighbours are merged to `step_s`, or until about `points` are left. Without
+        `until` it ends a minute from now: what a clock that was ahead recorded is only told to who asks for that time.
         """
         points = max(1, min(points, MAX_POINTS))
+        until = self._end(until)
         with self._open() as connection:
-            oldest = [
-                connection.execute(f"SELECT min(wall) FROM samples_{tier.step_s}").fetchone()[0]  # noqa: S608
-                for tier in TIERS
-            ]
-            newest = connection.execute("SELECT max(wall) FROM samples_1").fetchone()[0] or since
-            begun = max(since, min((first for first in oldest if first is not None), default=since))
-            span = max(1.0, min(until, newest) - begun)
-            step = max(step_s, span / points)
-            tier = TIERS[choose_tier(begun, until, step, oldest)]
+            held = [_held(connection, f"samples_{tier.step_s}", since, until) for tier in TIERS]
+            step = max(step_s, recorded_s(held) / points)
+            tier = TIERS[choose_tier(step, held)]
             rows = connection.execute(
                 f"SELECT segment, start, wall, layout, data FROM samples_{tier.step_s}"  # noqa: S608
                 " WHERE wall >= ? AND wall <= ? ORDER BY segment, start",
@@ -125,12 +130,12 @@ class RecordReader:
         groups: dict[tuple[int, int], list[tuple[float, int, bytes]]] = {}
         for segment, start, wall, layout, data in rows:
             groups.setdefault((segment, int(start // step)), []).append((wall, layout, data))
-        if len(groups) > MAX_POINTS:
-            groups = dict(list(groups.items())[-MAX_POINTS:])
-        used = {layout for members in groups.values() for _, layout, _ in members}
+        # segments of a clock that was set back lie over each other
+        ordered = sorted(groups.values(), key=lambda members: members[0][0])[-MAX_POINTS:]
+        used = {layout for members in ordered for _, layout, _ in members}
         wanted = frozenset(names)
         selections = {layout: Selection(names_of(layouts.get(layout, "")), wanted) for layout in used}
-        merged = [(members[0][0], _merged(members, selections)) for members in groups.values()]
+        merged = [(members[0][0], _merged(members, selections)) for members in ordered]
         return {
             "step_s": step,
             "tier_s": tier.step_s,
@@ -139,24 +144,48 @@ class RecordReader:
         }
 
     def energy(self, *, since: float = 0.0, until: float = FOREVER) -> list[EnergySum]:
-        """Energy by device, source, kind and model; parts of a device sum to its total."""
+        """Energy by device, source, kind and model; parts of a device sum to its total. See `EnergySum.within`.
+
+        Without `until` it ends a minute from now, as `history` does.
+        """
         query = (
             "SELECT device, source, estimated, kind, model, sum(uj), sum(busy_s), sum(items) FROM energy"
             " WHERE wall >= ? AND wall <= ? GROUP BY device, source, estimated, kind, model ORDER BY device, kind, model"
         )
         with self._open() as connection:
-            rows = connection.execute(query, (since, until)).fetchall()
-        return [EnergySum(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
+            rows = connection.execute(query, (since, self._end(until))).fetchall()
+        return contained([EnergySum(row[0], row[1], bool(row[2]), *row[3:]) for row in rows])
 
     def audit(self, *, limit: int = 1_000) -> dict[str, Any]:
-        """{"verdict": …, "entries": […]}: the whole chain checked, its newest `limit` entries shown, oldest first."""
+        """{"verdict": …, "begun_anew": […], "damaged_files": […], "entries": […]}: the whole chain checked, its newest `limit`
+        entries shown, oldest first.
+
+        A chain that holds says nothing of one before it: `begun_anew` are the entries where one broke off, since its file was
+        damaged, `damaged_files` what is left of such beside this one.
+        """
         with self._open() as connection:
             seq, hash_ = audit_anchor(connection)
             rows = connection.execute("SELECT * FROM audit ORDER BY seq").fetchall()
         entries = [audit_entry(row) for row in rows]
         verdict = audit.verify(entries, after_seq=seq, after_hash=hash_)
         shown = entries[-max(1, min(limit, MAX_EVENTS)) :]
-        return {"verdict": msgspec.to_builtins(verdict), "entries": [msgspec.to_builtins(entry) for entry in shown]}
+        return {
+            "verdict": msgspec.to_builtins(verdict),
+            "begun_anew": msgspec.to_builtins(audit.begun_anew(entries)),
+            "damaged_files": [file.name for file in damaged_files(self._path)],
+            "entries": msgspec.to_builtins(shown),
+        }
+
+
+def _held(connection: sqlite3.Connection, table: str, since: float, until: float) -> Held:
+    """Of the index by time, not of the rows: those are large."""
+    place = f"SELECT segment, start FROM {table} WHERE id = "  # noqa: S608  a name of ours
+    first = connection.execute(f"{place} (SELECT min(id) FROM {table})").fetchone()  # noqa: S608
+    asked, count = connection.execute(
+        f"SELECT min(id), count(*) FROM {table} WHERE wall >= ? AND wall <= ?",  # noqa: S608
+        (since, until),
+    ).fetchone()
+    return Held(first, connection.execute(f"{place} ?", (asked,)).fetchone(), count)
 
 
 def _merged(members: Sequence[tuple[float, int, bytes]], selections: Mapping[int, Selection]) -> dict[str, Bucket]:

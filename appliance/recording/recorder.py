@@ -200,9 +200,9 @@ class Recorder:
         distrust = self._problem if self._damages >= 2 else ""
         writer = Writer(self.path, self._max_bytes, run_id=self.run_id, boot_id=self._boot_id, distrust=distrust)
         if writer.set_aside:
-            self._tell_damage(writer.set_aside)
+            self._tell_damage(writer.set_aside, writer.ended[1] or self._last_hash)
         try:
-            crashed = writer.begin(self._wall(), self._monotonic())
+            crashed = writer.begin(self._wall(), self._monotonic(), known_hash=self._last_hash)
         except sqlite3.Error:
             writer.close()
             raise
@@ -213,10 +213,10 @@ class Recorder:
             log.warning(kind, extra={"fields": crashed})
             self.record_event(kind, "error", crashed)
 
-    def _tell_damage(self, reason: str) -> None:
-        """A file was set aside; the chain of actions goes on in the new one, which says where the old one ended."""
+    def _tell_damage(self, reason: str, last_hash: str) -> None:
+        """A file was set aside; a new chain of actions has begun, whose first entry says where the old one ended."""
         self._set_aside += 1
-        fields = {"reason": reason, "last_hash": self._last_hash} if self._last_hash else {"reason": reason}
+        fields = {"reason": reason, "last_hash": last_hash} if last_hash else {"reason": reason}
         log.error("recorder.damaged", extra={"fields": fields})
         self.record_event("recorder.damaged", "error", fields)
 

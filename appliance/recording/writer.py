@@ -19,7 +19,7 @@ import msgspec
 from appliance.core import audit
 from appliance.core.energy import EnergyWindow
 from appliance.core.history import TIERS, bucket_start, merge_rows, rows_to_drop
-from appliance.recording.file import PAGE_BYTES, WAL_PAGES, open_for_writing
+from appliance.recording.file import PAGE_BYTES, WAL_PAGES, damaged_files, end_of_chain, open_for_writing
 from appliance.recording.packing import pack_buckets, pack_readings, unpack
 
 MAX_SERIES = 512
@@ -29,9 +29,11 @@ CLOCK_STEP_S = 1.0
 EVENT_ROWS = 200_000
 EVENT_FLOOR_ROWS = 1_000
 AUDIT_ROWS = 100_000
+AUDIT_FLOOR_ROWS = 10_000
 ENERGY_ROWS = 400_000
 ENERGY_FLOOR_ROWS = 1_000
 MAX_FIELDS_BYTES = 8 << 10
+TABLES_OF_TIERS = tuple(f"samples_{tier.step_s}" for tier in TIERS)
 SHRINK_PAGES = 64
 """Pages given back at a time."""
 BUDGET_SHARE = 0.9
@@ -78,7 +80,7 @@ Item = Sample | RecordedEvent | Action | Energy
 
 
 class Writer:
-    """The open file. `set_aside` says what happened to the one before, if anything."""
+    """The open file. `set_aside` says what happened to the one before, `ended` where its chain of actions did, if anything."""
 
     def __init__(self, path: Path, max_bytes: int, *, run_id: str, boot_id: str, distrust: str = "") -> None:
         self._max_bytes = max_bytes
@@ -86,7 +88,12 @@ class Writer:
         self._boot_id = boot_id
         # the WAL and the index over it are part of the budget too
         self._page_budget_bytes = max(64 * PAGE_BYTES, max_bytes - 2 * WAL_PAGES * PAGE_BYTES)
-        self._connection, self.set_aside = open_for_writing(path, self._page_budget_bytes, distrust)
+        self._connection, aside = open_for_writing(path, self._page_budget_bytes, distrust)
+        self.set_aside = aside.reason if aside is not None else ""
+        # of an earlier run, too, that did not come to say so
+        damaged = [aside.path] if aside is not None else damaged_files(path) if not self._has_chain() else []
+        self._broken_off = damaged[-1] if damaged else None
+        self.ended = end_of_chain(self._broken_off) if self._broken_off is not None else (0, "")
         self._segment = 0
         self._anchor = (0.0, 0.0)
         self._names: tuple[str, ...] = ()
@@ -115,15 +122,35 @@ class Writer:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def begin(self, wall: float, monotonic: float) -> dict[str, Any] | None:
-        """This run has begun. What the last run left if it did not say goodbye: when it was last heard of, and its boot id."""
+    def _has_chain(self) -> bool:
+        has_entry = self._connection.execute("SELECT EXISTS (SELECT 1 FROM audit)").fetchone()[0]
+        return bool(has_entry) or self._pruned_chain() is not None
+
+    def begin(self, wall: float, monotonic: float, known_hash: str = "") -> dict[str, Any] | None:
+        """This run has begun. What the last run left if it did not say goodbye: when it was last heard of, and its boot id.
+
+        Where a file was set aside, and its chain of actions with it, the new chain begins by saying so. `known_hash`: the last
+        one of before, if this process wrote it.
+        """
         with self._transaction():
+            if self._broken_off is not None and not self._has_chain():
+                seq, hash_ = self.ended
+                name, last = self._broken_off.name, hash_ or known_hash or "none of it can be read"
+                fields = {
+                    "file": name,
+                    "reason": self.set_aside or f"kept as {name}",
+                    "last_seq": seq,
+                    "last_hash": last,
+                }
+                self._action(Action(wall, monotonic, audit.RECORDER, audit.BEGUN_ANEW, fields))
             self._catch_up_all()
             row = self._connection.execute("SELECT value FROM meta WHERE key = 'running'").fetchone()
             crashed = None
             if row is not None:
+                # of the newest rows, not the latest time: a clock that was set back once had later ones
+                newest = "SELECT wall FROM {0} WHERE id = (SELECT max(id) FROM {0})"
                 last = self._connection.execute(
-                    "SELECT max(wall) FROM (SELECT max(wall) AS wall FROM samples_1 UNION ALL SELECT max(wall) FROM events)"
+                    f"SELECT max(wall) FROM ({newest.format('samples_1')} UNION ALL {newest.format('events')})"  # noqa: S608
                 ).fetchone()[0]
                 before = object_of(row[0])
                 crashed = {
@@ -310,6 +337,7 @@ class Writer:
             self._prune_audit(newest - AUDIT_ROWS)
 
     def _prune_audit(self, up_to: int) -> None:
+        """Give up the entries up to that one; its hash is kept, so that the rest still is a chain."""
         row = self._connection.execute("SELECT seq, hash FROM audit WHERE seq = ?", (up_to,)).fetchone()
         if row is not None:
             self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('audit_anchor', ?)", (json.dumps(row),))
@@ -330,27 +358,45 @@ class Writer:
         return dropped
 
     def drop_oldest(self) -> int:
-        """Give up a tenth of the oldest rows of the finest tier that has some to give; how many rows. Gives pages back."""
-        tables = [(f"samples_{tier.step_s}", tier.floor_rows) for tier in TIERS]
-        tables += [("energy", ENERGY_FLOOR_ROWS), ("events", EVENT_FLOOR_ROWS)]
-        for table, floor in tables:
-            count = self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
-            rows = rows_to_drop(count, floor)
-            if rows:
-                with self._transaction():
-                    self._connection.execute(
-                        f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT ?)",  # noqa: S608
-                        (rows,),
-                    )
-                    self._forget_layouts()
-                self.shrink()
-                return rows
-        return 0
+        """Give up a tenth of the oldest rows of the finest tier that has some to give; how many rows. Gives pages back.
 
-    def _forget_layouts(self) -> None:
-        """Delete the layouts that no row has any more; the one that the next row will have stays."""
+        Where even the floors take more than the budget, they give way in proportion; never to a disk that others fill.
+        """
+        floors = {table: tier.floor_rows for table, tier in zip(TABLES_OF_TIERS, TIERS, strict=True)}
+        floors |= {"energy": ENERGY_FLOOR_ROWS, "events": EVENT_FLOOR_ROWS}
+        counts = {table: self._count(table) for table in (*floors, "audit")}
+        for table, floor in floors.items():
+            if rows := rows_to_drop(counts[table], floor):
+                return self._drop(table, rows)
+        if self.used_bytes <= BUDGET_SHARE * self._page_budget_bytes:
+            return 0
+        fullest = max(counts, key=lambda table: counts[table] / floors.get(table, AUDIT_FLOOR_ROWS))
+        rows = rows_to_drop(counts[fullest], 0)
+        return self._drop(fullest, rows) if rows else 0
+
+    def _count(self, table: str) -> int:
+        return int(self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608  a name of ours
+
+    def _drop(self, table: str, rows: int) -> int:
+        with self._transaction():
+            if table == "audit":
+                first = self._connection.execute("SELECT min(seq) FROM audit").fetchone()[0]
+                self._prune_audit(int(first) + rows - 1)
+            else:
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT ?)",  # noqa: S608
+                    (rows,),
+                )
+            self._forget_unused()
+        self.shrink()
+        return rows
+
+    def _forget_unused(self) -> None:
+        """Delete the layouts and segments that no row has any more; those that the next row will have stay."""
         used = " UNION ".join(f"SELECT layout FROM samples_{tier.step_s}" for tier in TIERS)  # noqa: S608  numbers of ours
         self._connection.execute(f"DELETE FROM layouts WHERE id <> ? AND id NOT IN ({used})", (self._layout,))  # noqa: S608
+        used = " UNION ".join(f"SELECT segment FROM {table}" for table in (*TABLES_OF_TIERS, "energy"))  # noqa: S608
+        self._connection.execute(f"DELETE FROM segments WHERE id <> ? AND id NOT IN ({used})", (self._segment,))  # noqa: S608
 
     def shrink(self) -> None:
         """Give free pages and the WAL back to the disk."""

@@ -182,6 +182,22 @@ def test_energy_has_its_price_and_an_estimate_is_called_one(file: Path) -> None:
     assert rows["total"]["joules"] == sum(rows[kind]["joules"] for kind in ("idle", "unattributed", "model"))
 
 
+def test_the_energy_of_a_jetson_s_gpu_is_in_its_board_s_and_counts_once(file: Path) -> None:
+    recorder = Recorder(file, max_bytes=64 << 20)
+    recorder.start()
+    shares = (ModelShare("m", 10**8, 30.0, 700),)
+    recorder.record_energy(EnergyWindow("host", "ina3221", False, 60.0, 720 * 10**6, 620 * 10**6, 0, shares))
+    recorder.record_energy(EnergyWindow("gpu:0", "estimate", True, 60.0, 240 * 10**6, 140 * 10**6, 0, shares))
+    assert recorder.flush()
+    recorder.close()
+    found = json.loads(output("energy", "--json"))
+    assert found["total"]["joules"] == 720
+    assert {row["device"]: row["within"] for row in found["energy"]} == {"host": "", "gpu:0": "host", "gpu0": "host"}
+    lines = output("energy").splitlines()
+    assert any(line.startswith("gpu:0 in host") for line in lines)
+    assert lines[-1].split()[:3] == ["box", "total", "0.000200"]
+
+
 def test_the_chain_is_verified_and_a_broken_one_is_an_error(file: Path) -> None:
     assert "the chain holds" in output("audit", "verify")
     assert "anna" in output("audit", "list")
@@ -190,6 +206,25 @@ def test_the_chain_is_verified_and_a_broken_one_is_an_error(file: Path) -> None:
     connection.close()
     assert "changed after it was written" in run.invoke(app, ["audit", "verify"]).stderr
     assert json.loads(output("audit", "verify", "--json", code=1))["ok"] is False
+
+
+def test_a_record_that_was_destroyed_is_no_chain_that_holds_until_that_is_accepted(file: Path) -> None:
+    file.write_bytes(b"\xa5" * file.stat().st_size)
+    recorder = Recorder(file, max_bytes=64 << 20)
+    recorder.start()
+    assert recorder.flush()
+    recorder.close()
+    done = run.invoke(app, ["audit", "verify"])
+    assert done.exit_code == 1
+    assert "1 actions, the chain holds" in done.stdout
+    assert "begun anew at 20" in done.stdout
+    assert "1 damaged file beside it" in done.stderr
+    shown = json.loads(output("audit", "verify", "--json", code=1))
+    [entry] = shown["begun_anew"]
+    assert entry["fields"]["last_hash"] == "none of it can be read"
+    assert f"--accept {entry['hash'][:12]}" in done.stderr
+    output("audit", "verify", "--accept", entry["hash"][:2], code=1)
+    assert "begun anew at 20" in output("audit", "verify", "--accept", entry["hash"][:12])
 
 
 def test_a_bugreport_holds_what_support_needs_and_no_secret(file: Path, tmp_path: Path) -> None:

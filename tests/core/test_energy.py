@@ -7,16 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.energy import (
+    Counter,
     EnergyMeter,
     EnergyReading,
     EnergySum,
     Integrator,
     Usage,
     attribute,
+    box_total,
+    contained,
     counter_delta,
     price_list,
     split,
 )
+
+
+def nvml(counter_uj: int) -> EnergyReading:
+    return EnergyReading({"gpu.0.energy": Counter(counter_uj)}, "nvml")
+
 
 USAGE = st.dictionaries(
     st.sampled_from(["a", "b", "c"]), st.builds(Usage, st.floats(0, 1e6), st.integers(0, 1_000_000))
@@ -59,10 +67,47 @@ def test_without_a_busy_model_somebody_else_used_it_and_without_idle_power_only_
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "wrap", "delta"), [(5, 9, 0, 4), (90, 10, 100, 20), (90, 10, 0, 10), (5, 5, 100, 0)]
+    ("before", "after", "wrap", "delta"),
+    [(5, 9, 0, 4), (90, 10, 100, 20), (90, 10, 0, 10), (5, 5, 100, 0), (0, 9_000, 0, None), (10, 9, 5_000, 9)],
 )
-def test_counters_wrap_or_are_reset(before: int, after: int, wrap: int, delta: int) -> None:
-    assert counter_delta(before, after, wrap) == delta
+def test_counters_wrap_or_are_reset_and_one_that_says_what_cannot_be_is_not_believed(
+    before: int, after: int, wrap: int, delta: int | None
+) -> None:
+    assert counter_delta(Counter(before), Counter(after, wrap), 1_000) == delta
+    assert counter_delta(Counter(before, wrap), Counter(after), 1_000) == delta, "the range cannot be read now"
+
+
+@given(st.lists(st.integers(0, 2_000_000_000), min_size=1, max_size=30), st.integers(0, 262_143_999_999))
+def test_packages_that_start_over_one_by_one_sum_to_what_they_used(steps: list[int], begin: int) -> None:
+    wrap, meter, used, booked = 262_144_000_000, EnergyMeter(), [begin, 100_000_000_000], 0
+    for second, step in enumerate([0, *steps]):
+        used = [used[0] + step, used[1] + step // 3]
+        counters = {str(index): Counter(one % wrap, wrap) for index, one in enumerate(used)}
+        window = meter.observe(float(second), "host", EnergyReading(counters, "rapl"), {})
+        booked += window.total_uj if window else 0
+    assert booked == sum(step + step // 3 for step in steps)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        EnergyReading({"n": Counter(5)}, "estimate", estimated=True),
+        EnergyReading({"n": Counter(5), "m": Counter(5)}, "nvml"),
+        EnergyReading({"n": Counter(5, epoch=1)}, "nvml"),
+        EnergyReading({"n": Counter(123_457 * 10**6)}, "nvml"),
+    ],
+)
+def test_a_reading_that_does_not_follow_from_the_last_books_nothing(other: EnergyReading) -> None:
+    meter = EnergyMeter()
+    steady = [EnergyReading({"n": Counter(number * 10_000_000)}, "nvml") for number in range(4)]
+    windows = [
+        meter.observe(float(second), "gpu:0", reading, {})
+        for second, reading in enumerate([steady[0], steady[1], other])
+    ]
+    windows += [meter.observe(3.0 + second, "gpu:0", reading, {}) for second, reading in enumerate(steady[2:])]
+    assert [window.total_uj if window else None for window in windows][:3] == [None, 10_000_000, None]
+    assert all(window.total_uj <= 10_000_000 * 2 for window in windows if window)
+    assert meter.idle_w("gpu:0") == pytest.approx(10.0), "and nobody learns from it"
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 2.0), st.floats(0, 500)), min_size=2, max_size=50))
@@ -82,7 +127,9 @@ def test_a_gap_and_a_late_sample_count_nothing() -> None:
     integrator.add(0.0, 100.0)
     assert integrator.add(60.0, 100.0) == 0
     assert integrator.add(59.0, 100.0) == 0
+    assert integrator.epoch == 1, "what came before does not count with what comes after"
     assert integrator.add(61.0, 100.0) == 100_000_000
+    assert integrator.epoch == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), USAGE), min_size=1, max_size=20))
@@ -90,7 +137,7 @@ def test_the_windows_of_a_meter_sum_to_the_counter_s_way(steps: list[tuple[int, 
     meter, counter, seen = EnergyMeter(), 0, 0
     for number, (more, usage) in enumerate(steps):
         counter += more
-        window = meter.observe(float(number), "gpu0", EnergyReading(counter, "nvml"), usage)
+        window = meter.observe(float(number), "gpu0", nvml(counter), usage)
         if window is not None:
             parts = window.idle_uj + window.unattributed_uj + sum(share.active_uj for share in window.models)
             assert parts == window.total_uj
@@ -101,11 +148,22 @@ def test_the_windows_of_a_meter_sum_to_the_counter_s_way(steps: list[tuple[int, 
 def test_idle_power_is_learned_when_nothing_runs() -> None:
     meter = EnergyMeter()
     for second in range(4):
-        meter.observe(float(second), "gpu0", EnergyReading(second * 15_000_000, "nvml"), {"m": Usage(0.0, 0)})
+        meter.observe(float(second), "gpu0", nvml(second * 15_000_000), {"m": Usage(0.0, 0)})
     assert meter.idle_w("gpu0") == 15.0
-    window = meter.observe(4.0, "gpu0", EnergyReading(145_000_000, "nvml"), {"m": Usage(1.0, 10)})
+    window = meter.observe(4.0, "gpu0", nvml(145_000_000), {"m": Usage(1.0, 10)})
     assert window is not None
     assert (window.idle_uj, window.models[0].active_uj, window.unattributed_uj) == (15_000_000, 85_000_000, 0)
+
+
+def test_what_is_within_something_else_counts_once() -> None:
+    host = EnergySum("host", "ina3221", False, "total", "", 720, 60.0, 0)
+    gpu = EnergySum("gpu:0", "estimate", True, "total", "", 240, 60.0, 0)
+    sums = contained([gpu, host])
+    assert [one.within for one in sums] == ["host", ""]
+    assert box_total(sums) == 720
+    beside = contained([gpu, EnergySum("host", "rapl", False, "total", "", 720, 60.0, 0)])
+    assert ([one.within for one in beside], box_total(beside)) == (["", ""], 960)
+    assert contained([gpu]) == [gpu]
 
 
 def test_prices_are_per_kilowatt_hour() -> None:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.history import TIERS, Bucket, bucket_start, choose_tier, merge, merge_rows, reading, rows_to_drop
+from appliance.core.history import (
+    TIERS,
+    Bucket,
+    Held,
+    bucket_start,
+    choose_tier,
+    merge,
+    merge_rows,
+    reading,
+    rows_to_drop,
+)
 from appliance.recording.packing import pack_buckets, pack_readings, unpack
 
 NUMBERS = st.floats(-1e9, 1e9)
@@ -74,21 +84,30 @@ def test_any_bytes_unpack_to_sound_buckets_or_none(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("since", "step", "oldest", "tier"),
+    ("step", "held", "tier"),
     [
-        (9_000.0, 1.0, (8_000.0, 0.0, 0.0), 0),
-        (5_000.0, 1.0, (8_000.0, 0.0, 0.0), 1),
-        (9_000.0, 60.0, (8_000.0, 0.0, 0.0), 1),
-        (9_000.0, 3_600.0, (8_000.0, 0.0, 0.0), 2),
-        (0.0, 1.0, (8_000.0, 4_000.0, 1_000.0), 2),
-        (0.0, 1.0, (None, None, None), 0),
-        (9_000.0, 900.0, (9_000.0, None, None), 0),
+        (1.0, (Held((1, 8_000), (1, 9_000), 1_000), Held((1, 0), (1, 9_000), 17), Held((1, 0), (1, 9_000), 2)), 0),
+        (1.0, (Held((1, 8_000), (1, 8_000), 2_000), Held((1, 0), (1, 5_040), 80), Held((1, 0), (1, 5_400), 5)), 1),
+        (60.0, (Held((1, 8_000), (1, 9_000), 1_000), Held((1, 0), (1, 9_000), 17), Held((1, 0), (1, 9_000), 1)), 1),
+        (3_600.0, (Held((1, 8_000), (1, 9_000), 1_000), Held((1, 0), (1, 9_000), 17), Held((1, 0), (1, 9_000), 1)), 2),
+        (3_600.0, (Held((1, 8_000), (1, 9_000), 1_000), Held((1, 0), (1, 9_000), 17), Held((1, 0))), 1),
+        (1.0, (Held((2, 8_000), (2, 8_000), 9), Held((1, 9_000), (1, 9_000), 9), Held((1, 0), (1, 0), 9)), 2),
+        (1.0, (Held(None), Held(None), Held(None)), 0),
+        (900.0, (Held((1, 9_000), (1, 9_000), 9), Held(None), Held(None)), 0),
+        (1.0, (Held((1, 9_000)), Held((1, 0), (1, 600), 9), Held((1, 0))), 1),
     ],
 )
-def test_the_tier_is_the_finest_that_reaches_back(
-    since: float, step: float, oldest: tuple[float | None, ...], tier: int
-) -> None:
-    assert choose_tier(since, 10_000.0, step, oldest) == tier
+def test_the_tier_is_the_finest_that_reaches_back(step: float, held: tuple[Held, ...], tier: int) -> None:
+    assert choose_tier(step, held) == tier
+
+
+@given(st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 20_000)), min_size=3, max_size=3), st.floats(0, 5_000))
+def test_a_tier_is_never_chosen_that_lacks_what_a_coarser_one_has(tiers: list[tuple[int, int]], step: float) -> None:
+    held = [Held((1, begin), (1, max(begin, asked)), 10) for begin, asked in tiers]
+    chosen = choose_tier(step, held)
+    for coarser, tier in zip(held[chosen + 1 :], TIERS[chosen + 1 :], strict=False):
+        assert coarser.first_asked is not None
+        assert coarser.first_asked[1] + tier.step_s > tiers[chosen][0]
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000))

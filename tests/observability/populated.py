@@ -79,6 +79,7 @@ class Window(msgspec.Struct, frozen=True):
     idle_uj: int = 20_000_000
     unattributed_uj: int = 1_500_000
     models: tuple[Share, ...] = (Share("digits:3", 30_000_000), Share("defects:1", 250_000))
+    within: str = ""
 
 
 class Source:

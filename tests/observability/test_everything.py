@@ -101,7 +101,7 @@ def test_energy_is_split_by_part_and_model_and_nothing_is_lost() -> None:
     made = populated.metrics()
     made.energy = totals
     found = samples(made)
-    device = 'device="gpu:0",source="nvml",estimated="false"'
+    device = 'device="gpu:0",source="nvml",estimated="false",within=""'
     parts = {
         part: found[f'appliance_energy_joules_total{{{device},part="{part}"}}']
         for part in ("idle", "unattributed", "active")

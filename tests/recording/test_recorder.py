@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.audit import BEGUN_ANEW
 from appliance.core.energy import EnergyWindow, ModelShare
 from appliance.core.errors import ApplianceError
 from appliance.core.history import TIERS
@@ -16,7 +17,7 @@ from appliance.recording import bridge
 from appliance.recording.file import is_damage, is_full
 from appliance.recording.reader import RecordReader
 from appliance.recording.recorder import Recorder
-from appliance.recording.writer import Item, RecordedEvent, Sample, Writer
+from appliance.recording.writer import Action, Item, RecordedEvent, Sample, Writer
 
 MB = 1 << 20
 WALL = 1_800_000_000.0
@@ -49,7 +50,7 @@ def test_what_is_recorded_is_read_back(recorder: Recorder, path: Path) -> None:
     recorder.record_event("model.state", "info", {"model": "m"})
     recorder.record_sample(WALL, 10.0, {"gpu.temperature": 61.0, "broken": float("nan")})
     assert recorder.flush()
-    reader = RecordReader(path)
+    reader = RecordReader(path, wall=lambda: WALL)
     [event] = reader.events(kind="model")
     assert (event["kind"], event["severity"], event["fields"]) == ("model.state", "info", {"model": "m"})
     found = reader.history(["gpu.temperature", "broken"], since=WALL - 10)
@@ -124,6 +125,56 @@ def test_a_stepped_clock_is_an_event_and_no_reading_is_lost(path: Path) -> None:
     connection.close()
 
 
+def recorded(path: Path, *runs: tuple[float, float, int, int]) -> None:
+    """Runs of samples: wall time and monotonic time of the first, how many, and how many seconds apart."""
+    found = writer(path)
+    found.begin(runs[0][0], runs[0][1])
+    for wall, monotonic, count, apart in runs:
+        all_ = [
+            Sample(wall + apart * number, monotonic + apart * number, {"s": float(number)}) for number in range(count)
+        ]
+        for begin in range(0, count, 900):
+            found.apply(all_[begin : begin + 900])
+    found.close()
+
+
+YEARS = 4 * 365 * 86_400.0
+
+
+def test_a_clock_that_was_ahead_and_was_set_back_leaves_no_point_in_the_future(path: Path) -> None:
+    recorded(path, (WALL + YEARS, 1_000.0, 1_800, 1), (WALL, 2_800.0, 1_200, 1))
+    now = WALL + 1_200
+    reader = RecordReader(path, wall=lambda: now)
+    found = reader.history(["s"], since=now - 600)
+    assert (found["step_s"], found["tier_s"], len(found["times"])) == (2, 1, 300)
+    assert min(found["times"]) >= now - 600
+    assert max(found["times"]) < now
+    whole = reader.history(["s"], since=0.0)
+    assert max(whole["times"]) < now
+    asked = reader.history(["s"], since=0.0, until=WALL + 2 * YEARS)
+    assert asked["times"] == sorted(asked["times"])
+    assert max(asked["times"]) > WALL + YEARS, "who asks for that time is told"
+    assert [one.uj for one in reader.energy()] == []
+
+
+def test_a_boot_without_a_clock_does_not_make_the_finest_tier_look_old(path: Path) -> None:
+    begin = WALL - 6 * 3_600 - 3_700
+    recorded(path, (begin, 1_000.0, 6 * 60 + 1, 60), (30.0, 30_000.0, 30, 1), (WALL - 3_600, 30_030.0, 3_600, 1))
+    reader = RecordReader(path, wall=lambda: WALL)
+    for since, tier in ((WALL - 7_200, 60), (WALL - 3_500, 1)):
+        found = reader.history(["s"], since=since, points=2_000)
+        assert found["tier_s"] == tier
+        assert found["times"][0] - since < 120
+        assert found["times"] == sorted(found["times"])
+
+
+def test_a_clock_that_was_set_back_leaves_the_times_in_order(path: Path) -> None:
+    recorded(path, (WALL, 1_000.0, 100, 1), (WALL - 50, 1_100.0, 100, 1))
+    times = RecordReader(path, wall=lambda: WALL + 100).history(["s"], since=WALL - 100, points=2_000)["times"]
+    assert times == sorted(times)
+    assert len(times) == 200
+
+
 def test_a_day_of_samples_stays_within_the_budget_and_is_answered_from_the_right_tier(path: Path) -> None:
     found = writer(path)
     found.begin(WALL, 1000.0)
@@ -177,7 +228,8 @@ def test_names_of_versions_that_are_gone_make_room_for_those_of_new_ones(
     for number in range(40):
         written.apply([of_a_generation(number, number)])
     assert written.series_refused == 0
-    found = RecordReader(path).history(["process.worker39.rss", "gpu.0.temperature"], since=WALL - 1)["series"]
+    reader = RecordReader(path, wall=lambda: WALL)
+    found = reader.history(["process.worker39.rss", "gpu.0.temperature"], since=WALL - 1)["series"]
     assert found["process.worker39.rss"]["mean"][-1] == 39.0
     assert found["gpu.0.temperature"]["mean"] == [61.0] * 40
     written.close()
@@ -349,10 +401,91 @@ def test_a_file_that_is_damaged_under_a_running_recorder_is_set_aside_and_nothin
     [aside] = [file.name for file in path.parent.glob("*.damaged-*") if not file.name.endswith("-wal")]
     assert (told["severity"], aside in told["fields"]["reason"]) == ("error", True)
     assert told["fields"]["last_hash"] == ended_with
-    assert reader.audit()["verdict"]["ok"]
+    found = reader.audit()
+    assert (found["verdict"]["ok"], found["damaged_files"]) == (True, [aside])
+    [anew] = found["begun_anew"]
+    assert [entry["action"] for entry in found["entries"]] == [BEGUN_ANEW, "load"]
+    assert (anew["fields"]["file"], anew["fields"]["last_hash"]) == (aside, ended_with)
     state = recorder.state
     assert (state.problem, state.dropped, state.set_aside) == ("", 0, 1)
     assert "recorder.damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("whole", "readable"), [(False, True), (True, False)])
+def test_a_record_that_is_destroyed_while_nobody_records_is_the_first_entry_of_the_new_chain(
+    path: Path, *, whole: bool, readable: bool
+) -> None:
+    first = Recorder(path, max_bytes=64 * MB)
+    first.start()
+    for number in range(3):
+        first.record_action("kim", "hold", {"n": number})
+    assert first.flush()
+    first.close()
+    spoil(path, "samples_1", whole=whole)
+    # one that is killed right after it opened a new file has not said so yet
+    Writer(path, 64 * MB, run_id="killed", boot_id="boot").close()
+    for _ in range(2):
+        second = Recorder(path, max_bytes=64 * MB)
+        second.start()
+        second.record_event("after")
+        assert second.flush(), second.state
+        second.close()
+    found = RecordReader(path).audit()
+    assert (found["verdict"]["ok"], found["verdict"]["entries"], len(found["begun_anew"])) == (True, 1, 1)
+    fields = found["begun_anew"][0]["fields"]
+    assert [fields["file"]] == found["damaged_files"]
+    if readable:
+        assert (fields["last_seq"], fields["last_hash"]) == (3, first.state.last_hash)
+    else:
+        assert (fields["last_seq"], fields["last_hash"]) == (0, "none of it can be read")
+
+
+def test_the_floors_give_way_where_the_budget_is_smaller_than_they_are(path: Path) -> None:
+    """Two weeks of 100 readings, one in five minutes, with the least budget: the newest always goes in."""
+    found = writer(path, max_bytes=8 * MB - MB // 2)
+    found.begin(WALL, 1000.0)
+    values = {f"s{number}": float(number) for number in range(100)}
+    minutes = 14 * 1440
+    for begin in range(0, minutes, 120):
+        batch: list[Item] = [
+            Sample(WALL + 60 * minute, 1000.0 + 60 * minute, values) for minute in range(begin, begin + 120, 5)
+        ]
+        batch.append(RecordedEvent(WALL + 60 * begin, 1000.0 + 60 * begin, "e", "info", {"pad": "x" * 4_000}))
+        batch.append(Action(WALL + 60 * begin, 1000.0 + 60 * begin, "kim", "hold", {"pad": "x" * 4_000}))
+        found.apply(batch)
+        found.keep_within_budget()
+    assert path.stat().st_size <= 8 * MB
+    rows = {table: found._count(table) for table in ("samples_1", "samples_60", "samples_900", "events", "audit")}
+    assert min(rows.values()) > 20, "none pays for all"
+    assert rows["samples_900"] > 96, "of the coarsest there is more than a day"
+    found.close()
+    reader = RecordReader(path)
+    end = WALL + 60 * (minutes - 5)
+    assert reader.history(["s7"], since=end - 600, until=end)["times"][-1] == end
+    assert reader.audit()["verdict"]["ok"], "what is left of the chain is one"
+
+
+def test_a_disk_that_others_fill_does_not_take_more_than_the_floors(path: Path) -> None:
+    found = writer(path)
+    found.begin(WALL, 1000.0)
+    found.apply(list(samples(700)))
+    while found.drop_oldest():
+        pass
+    assert found._count("samples_1") == TIERS[0].floor_rows
+    found.close()
+
+
+def test_segments_go_with_the_last_row_that_has_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = writer(path)
+    found.begin(WALL, 1000.0)
+    found.apply([Sample(WALL + 100.0 * number, 1000.0 + number, {"a": 1.0}) for number in range(50)])
+    assert found._count("segments") == 50
+    monkeypatch.setattr("appliance.recording.writer.rows_to_drop", lambda count, floor: count if count > 2 else 0)
+    while found.drop_oldest():
+        pass
+    assert found._count("segments") <= 3
+    found.apply([Sample(WALL + 9_000.0, 1051.0, {"a": 1.0})])
+    found.close()
 
 
 def test_damage_that_the_check_does_not_see_is_set_aside_at_the_second_time_and_does_not_spin(

@@ -44,7 +44,7 @@ async def test_events_history_energy_and_actions_are_documents(bare: House, reco
     assert [event["kind"] for event in either] == ["model.state", "operator.action"]
     many = await bare.ask("GET", "/v2/appliance/events?kind=" + ",".join(f"k{number}" for number in range(33)))
     assert (many.status, many.error) == (400, "at most 32 kinds of events at a time, 33 came")
-    history = (await bare.ask("GET", f"/v2/appliance/history?names=gpu.temperature&since={WALL - 5}")).json
+    history = (await bare.ask("GET", f"/v2/appliance/history?names=gpu.temperature&since={WALL - 5}&until={WALL}")).json
     assert history["series"]["gpu.temperature"]["max"] == [50.0]
     assert (await bare.ask("GET", "/v2/appliance/history")).json == {"series": ["gpu.temperature"]}
     assert (await bare.ask("GET", "/v2/appliance/energy?since=0")).json == {"energy": []}
