@@ -36,6 +36,20 @@ def version_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return dict(sorted(files.items())), dict(sorted(links.items()))
 
 
+def weights_bytes(model_file: str) -> int:
+    """What lies beside a model's file and below, with it: weights may be in files of their own.
+
+    0 for an engine without a file, and for a folder that cannot be read or is gone (then the load says so).
+    """
+    if not model_file:
+        return 0
+    try:
+        files, _ = version_files(Path(model_file).parent)
+        return sum(file.stat().st_size for file in files.values())
+    except OSError:
+        return 0
+
+
 def _raise(error: OSError) -> None:
     # a folder that may not be read holds no weights that could be loaded
     if not isinstance(error, PermissionError):

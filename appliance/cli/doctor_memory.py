@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from appliance.building.version_files import weights_bytes
 from appliance.cli.findings import Finding, Grade, Patient
 from appliance.config import Config
 from appliance.core.memory_budget import HOST, MIB, estimate, size
@@ -124,7 +125,7 @@ def _want(folder: ModelFolder, version: VersionFolder, peaks: Peaks) -> Want:
     kind, _, index = manifest.device.partition(":")
     need = estimate(
         device=HOST if kind == "cpu" else f"gpu:{index or 0}",
-        file_bytes=Path(version.model_file).stat().st_size if version.model_file else 0,
+        file_bytes=weights_bytes(version.model_file),
         instances=manifest.worker.instances,
         measured=kept[-1] if kept else None,
     )

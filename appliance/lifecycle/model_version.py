@@ -11,10 +11,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 import msgspec
 
+from appliance.building.version_files import weights_bytes
 from appliance.config import WorkersConfig
 from appliance.core.description import ModelDescription, ModelStatistics, VerificationRecord, WorkerDescription
 from appliance.core.errors import ApplianceError, ErrorCode, not_found, unavailable
@@ -143,7 +143,7 @@ class ModelVersion:
     def _size(self) -> tuple[str, str, int]:
         """For the ledger: under which name its peak is kept, where its weights will be, and its file's bytes."""
         file = self.artifact.model_file if self.artifact is not None else self._folder.model_file
-        return f"{self.owner}/{self.manifest.device}", self.device, _file_bytes(file)
+        return f"{self.owner}/{self.manifest.device}", self.device, weights_bytes(file)
 
     def _release(self) -> None:
         if self._memory is not None:
@@ -578,11 +578,3 @@ class ModelVersion:
             )
             for instance in self.scheduler.instances.values()
         ]
-
-
-def _file_bytes(file: str) -> int:
-    """Its size; 0 for an engine without a file, and for one that is gone (then the load says so)."""
-    try:
-        return Path(file).stat().st_size if file else 0
-    except OSError:
-        return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.building.version_files import version_files
+from appliance.building.version_files import version_files, weights_bytes
 
 
 def test_every_regular_file_below_counts_in_order_and_nothing_else(tmp_path: Path) -> None:
@@ -38,3 +38,11 @@ def test_a_link_to_a_file_is_that_file_and_a_link_to_a_folder_is_where_it_points
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         version_files(tmp_path / "gone")
+
+
+def test_a_model_weighs_what_its_files_of_weights_weigh_too(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"x" * 10)
+    (tmp_path / "w" / "weights.bin").write_bytes(b"x" * 1000)
+    assert weights_bytes(str(tmp_path / "model.onnx")) == 1010
+    assert (weights_bytes(""), weights_bytes(str(tmp_path / "gone" / "model.onnx"))) == (0, 0)
