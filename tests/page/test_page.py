@@ -499,6 +499,23 @@ def test_a_model_that_fails_is_named_with_its_reason_and_can_be_loaded_again(pag
     page.shows("All is well", "#verdict")
 
 
+def test_a_folder_that_is_wrong_is_named_without_a_version_that_it_does_not_have(page: Page) -> None:
+    page.open("events")
+    page.shows("live", "#link")
+    texts = page.driver.execute_async_script(
+        """
+        const done = arguments[0], wrong = { model: "q", version: "", state: "FAILED", reason: "no TOML" };
+        Promise.all([import('/page/views/events.js'), import('/page/health.js')]).then(([{ describe }, { health }]) => done([
+          describe({ topic: "model.state", data: wrong }),
+          describe({ topic: "config.reloaded", data: { needs_restart: [] } }),
+          describe({ topic: "config.reloaded", data: { needs_restart: ["http.port"] } }),
+          health({ status: { requests_per_s: 0 }, models: [{ ...wrong, name: "q", detail: "FAILED" }] }).found[0].text,
+        ]));
+        """
+    )
+    assert texts == ["q: FAILED no TOML", "", 'needs_restart ["http.port"]', "q does not serve: no TOML"]
+
+
 def test_the_page_outlives_the_appliance_and_finds_it_again(page: Page, watched: House) -> None:
     page.open()
     page.shows("All is well", "#verdict")

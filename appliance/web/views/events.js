@@ -19,8 +19,10 @@ export function describe(event) {
   const data = event.data ?? {};
   if (event.topic === "gpu.throttle" && !data.reasons?.length) return t("event.gpu.throttle.over", { gpu: data.gpu });
   if (event.topic === "gpu.mig" && !data.mode) return t("event.gpu.mig.off", { gpu: data.gpu });
+  // a folder that is wrong has no version
+  if (event.topic === "model.state" && !data.version) return t("event.model.folder", { model: data.model, state: data.state, reason: data.reason ?? "" });
   if (has(`event.${event.topic}`)) return t(`event.${event.topic}`, { ...Object.fromEntries(Object.keys(data).map((key) => [key, data[key]])), reason: data.reason ?? "" });
-  return Object.entries(data).map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
+  return Object.entries(data).filter(([, value]) => !Array.isArray(value) || value.length).map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
 }
 
 export function line(event) {

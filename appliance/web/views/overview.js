@@ -77,7 +77,7 @@ function reading(name, title, unit, value, more) {
 
 function drawModels(place) {
   const rows = store.snapshot.models.map((model) => ({
-    cells: [h("a", { href: `#models/${encodeURIComponent(model.name)}` }, model.name), model.version, state(model), number(store.rates.get(`${model.name}:${model.version}`) ?? 0), milliseconds(model.p99_us)],
+    cells: [h("a", { href: `#models/${encodeURIComponent(model.name)}` }, model.name), model.version || "–", state(model), number(store.rates.get(`${model.name}:${model.version}`) ?? 0), milliseconds(model.p99_us)],
     key: model.name,
   }));
   replace(place, h("div", { class: "panel" }, table(
