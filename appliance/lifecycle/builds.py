@@ -15,15 +15,13 @@ from typing import Any, Protocol
 from appliance.core.states import ModelState
 from appliance.core.version_policy import aspired_versions
 from appliance.lifecycle.compiler import Artifact, Compiler
+from appliance.lifecycle.memory import LOOK_AGAIN_S
 from appliance.lifecycle.model import Model
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.lifecycle.repository import ModelFolder
 from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)
-
-LOOK_AGAIN_S = 10.0
-"""How often it is seen whether an engine that waits for memory fits now."""
 
 
 class Generations(Protocol):

@@ -21,7 +21,7 @@ from appliance.core.states import ModelState, public_state
 from appliance.core.version_policy import GenerationSnapshot, Load, Unload, aspired_versions, next_action
 from appliance.lifecycle.builds import Builds
 from appliance.lifecycle.compiler import Artifact, Compiler
-from appliance.lifecycle.memory import ModelMemory
+from appliance.lifecycle.memory import LOOK_AGAIN_S, ModelMemory
 from appliance.lifecycle.model import Model
 from appliance.lifecycle.model_version import ModelVersion
 from appliance.lifecycle.repository import ModelFolder, Repository
@@ -30,9 +30,6 @@ from appliance.scheduling.governor import Governor
 from appliance.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
-
-LOOK_AGAIN_S = 10.0
-"""How often it is seen whether other programs have given back the memory that a model waits for."""
 
 
 class Manager:

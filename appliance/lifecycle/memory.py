@@ -24,6 +24,9 @@ from appliance.observability.events import EventBus
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S = 10.0
+"""How often it is seen whether there is room now for what waits: other programs tell nobody when they give memory back."""
+
 MOST_PEAKS = 512
 """Peaks that are kept; the oldest are forgotten."""
 

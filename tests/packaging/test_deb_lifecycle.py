@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import breaks_on_start, changed_deb, target
+from appliance import __version__
+from tests.packaging.conftest import breaks_on_start, changed_deb, hangs_on_start, target
 from tests.packaging.installed import InstalledBox
 from tests.systemd.box import why_not
 
@@ -158,6 +159,28 @@ def test_a_release_that_breaks_on_start_is_installed_and_said_so_and_the_old_pac
     box.wait_until("ActiveState", "active")
     result = box.end_load(load)
     assert result["failed"] == 0, result
+
+
+def hangs_and_is_waited_for_briefly(tree: Path) -> None:
+    """A release whose start hangs, and whose package waits less long for it than a real one."""
+    hangs_on_start(tree)
+    script = tree / "DEBIAN/postinst"
+    text = script.read_text()
+    assert text.count("\npatience=300\n") == 1
+    script.write_text(text.replace("\npatience=300\n", "\npatience=2\n"))
+
+
+def test_a_release_whose_start_hangs_does_not_hold_dpkg_and_the_old_package_ends_it(
+    machine: Callable[..., InstalledBox], deb: Path, tmp_path: Path
+) -> None:
+    hung = changed_deb(deb, tmp_path, "9.9.7", hangs_and_is_waited_for_briefly)
+    box = machine(hung)
+    serve(box)
+    done = box.install(hung)
+    assert "it was not up after 2 s, and is still being started: systemctl status appliance" in done.stderr
+    assert box.show("ActiveState") == "activating"
+    box.install(deb)
+    assert (box.version(), box.show("ActiveState")) == (__version__, "active")
 
 
 def test_a_removal_keeps_everything_and_installing_again_finds_it(
